@@ -1,0 +1,1 @@
+"""Factories of attention patches: pure torch, no host."""

@@ -1,0 +1,1 @@
+"""Adapters between the pure rooms and ComfyUI."""

@@ -1,0 +1,12 @@
+"""The nodes, by technique."""
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .demo import DemoCheckpoint, DemoPicture
+from .layout import LayoutFromPrompt, LayoutMixKSampler, LayoutMixSampler, LayoutNoise
+
+
+class MixologyExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LayoutNoise, LayoutFromPrompt, LayoutMixSampler, LayoutMixKSampler, DemoCheckpoint, DemoPicture]

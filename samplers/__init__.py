@@ -1,0 +1,1 @@
+"""The arithmetic of a sampling step: pure torch, no host."""
