@@ -1,0 +1,84 @@
+"""The host on CPU, the pack under the name `mixology`, and a real server for the tests that ask for one."""
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = os.environ.get("MIXOLOGY_HOST", "")
+if not HOST:
+    raise pytest.UsageError("MIXOLOGY_HOST is not set: run the tests with `python3 tools/test.py -- ARGUMENTS`.")
+
+sys.path.insert(0, HOST)  # only the host: the checkout's root must never be on sys.path
+sys.path.append(str(ROOT / "tools"))
+sys.path.append(str(ROOT / "tests"))
+
+from comfy.cli_args import args  # noqa: E402  (it reads no command line unless main.py asks for it)
+
+args.cpu = True  # before comfy.model_management looks for a device
+
+
+def _load_pack() -> None:
+    spec = importlib.util.spec_from_file_location("mixology", ROOT / "__init__.py",
+                                                  submodule_search_locations=[str(ROOT)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mixology"] = module
+    spec.loader.exec_module(module)
+
+
+_load_pack()
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def host_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The host reads and writes in temporary folders."""
+    import folder_paths
+
+    for name in ("output", "input", "temp", "user"):
+        getattr(folder_paths, f"set_{name}_directory")(str(tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="session")
+def pack() -> dict[str, Any]:
+    """The pack's node classes by id, from its entry point."""
+    async def load() -> list[Any]:
+        extension = await sys.modules["mixology"].comfy_entrypoint()
+        return list(await extension.get_node_list())
+
+    return {node.define_schema().node_id: node for node in asyncio.run(load())}
+
+
+@pytest.fixture(scope="session")
+def loaded_pack() -> dict[str, Any]:
+    """The pack's node classes by id, loaded by the host's own loader from the checkout's folder."""
+    nodes: Any = importlib.import_module("nodes")  # the host's, not the room of the same name
+
+    assert asyncio.run(nodes.load_custom_node(str(ROOT))), "the host's loader refused the pack"
+    return {name: node for name, node in nodes.NODE_CLASS_MAPPINGS.items() if name.startswith("Mixology")}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """A real ComfyUI server with the pack."""
+    import environment
+    from comfyui import Server
+
+    host = environment.current()
+    with Server(host, paths_file=environment.paths_file(host), name="tests",
+                arguments=["--preview-method", "auto", "--disable-api-nodes"]) as running:
+        yield running

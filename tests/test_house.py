@@ -1,0 +1,208 @@
+"""The house rules: who may import whom, what runtime files may hold, and that every node is fully described."""
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PURE = ("samplers", "attention_patches", "metrics")
+ROOMS = (*PURE, "host", "nodes")
+FILLED = ("samplers", "host", "nodes")  # rooms that must hold something by now
+PURE_IMPORTS = {"torch", "einops", "math", "typing", "__future__", "dataclasses", "collections"}
+HOST_MODULES = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_extras", "comfy_execution", "folder_paths", "nodes",
+                "node_helpers", "latent_preview", "server", "execution", "app"}
+TRAINING = {"judge.py"}  # demo files that only training and measuring need; train*.py as well
+BANNED = re.compile(r"subprocess|urllib|requests|os\.environ|sqlite3|eval\(|exec\(|import_module"
+                    r"|torch\.load|\.cuda\(|torch\.autocast|\bprint\(")
+CONTRACT = {"MixologyLayoutNoise", "MixologyLayoutFromPrompt", "MixologyLayoutMixSampler",
+            "MixologyLayoutMixKSampler", "MixologyDemoCheckpoint", "MixologyDemoPicture"}
+HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
+LANGUAGES = ("en", "zh")
+REGISTRIES = re.compile("pypi" r"\.org|pythonhosted" r"\.org|npmjs" r"\.|deb" r"\.debian|https?://[a-z.-]+/simple\b")
+TEXT = {".py", ".md", ".json", ".toml", ".yml", ".yaml", ".txt", ".html", ".css", ".js", ""}
+
+
+def files(folder: Path) -> list[Path]:
+    """All files below a folder that belong to the checkout."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in HIDDEN]
+        found += [Path(place) / name for name in names]
+    return sorted(found)
+
+
+def python_files(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in files(ROOT / folder) if path.suffix == ".py"]
+
+
+def is_training(path: Path) -> bool:
+    return path.name in TRAINING or path.name.startswith("train")
+
+
+def runtime_files() -> list[Path]:
+    demo = [path for path in python_files("demo") if not is_training(path)]
+    return [ROOT / "__init__.py", *python_files(*ROOMS), *demo]
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports: "torch" from outside, ".samplers" for a room of the pack."""
+    found = set()
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= len(package) + 1, f"{path}:{node.lineno} imports from outside the pack"
+            base = package[:len(package) + 1 - node.level]
+            inside = [*base, *(node.module or "").split(".")]
+            found |= {"." + next(part for part in [*inside, alias.name] if part) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("room", FILLED)
+def test_room_is_there(room: str) -> None:
+    assert (ROOT / "__init__.py").exists() and python_files(room)
+
+
+@pytest.mark.parametrize("path", python_files(*PURE), ids=lambda path: str(path.relative_to(ROOT)))
+def test_pure_rooms_import_only_tensors_and_each_other(path: Path) -> None:
+    assert imports(path) <= PURE_IMPORTS | {f".{room}" for room in PURE}
+
+
+@pytest.mark.parametrize("name", ["world.py", "judge.py"])
+def test_demo_world_knows_no_host(name: str) -> None:
+    assert not imports(ROOT / "demo" / name) & (HOST_MODULES | {".host", ".nodes"})
+
+
+@pytest.mark.parametrize("path", python_files("host"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_host_room_does_not_know_nodes(path: Path) -> None:
+    assert not {name for name in imports(path) if name.startswith(".")} - {f".{room}" for room in PURE} - {
+        ".host", ".demo"}
+
+
+@pytest.mark.parametrize("path", python_files("nodes"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nodes_import_rooms_of_the_pack_only(path: Path) -> None:
+    assert not {name for name in imports(path) if name.startswith(".")} - {f".{room}" for room in ROOMS} - {".demo"}
+
+
+def test_entry_point_is_v3_only() -> None:
+    text = (ROOT / "__init__.py").read_text(encoding="utf-8")
+    assert "comfy_entrypoint" in text
+    assert "NODE_CLASS_MAPPINGS" not in text, "the host would ignore comfy_entrypoint"
+
+
+@pytest.mark.parametrize("path", runtime_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_runtime_file_is_plain(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.isascii(), [line for line in text.splitlines() if not line.isascii()][:3]
+    assert not BANNED.findall(text)
+    top_level = [node for node in tree(path).body if isinstance(node, ast.ImportFrom) and node.level == 0]
+    assert not [node.module for node in top_level if node.module and node.module.split(".")[0] in ROOMS]
+
+
+@pytest.mark.parametrize("path", python_files("."), ids=lambda path: str(path.relative_to(ROOT)))
+def test_file_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, "a file this long does two things"
+
+
+@pytest.mark.parametrize("path", python_files("nodes"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nodes_hold_no_arithmetic(path: Path) -> None:
+    arithmetic = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.MatMult)
+    for node in ast.walk(tree(path)):
+        assert not (isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, arithmetic)), (
+            f"{path.name}:{node.lineno} computes: that belongs in a pure room")
+        if isinstance(node, ast.FunctionDef) and node.name == "execute":
+            body = [statement for statement in node.body if not (
+                isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))]
+            length = (body[-1].end_lineno or 0) - body[0].lineno + 1
+            assert length <= 15, f"{path.name}:{node.lineno} execute has {length} lines"
+
+
+def test_contract_is_kept(pack: dict[str, Any]) -> None:
+    assert set(pack) >= CONTRACT
+
+
+def test_hosts_loader_takes_the_pack(pack: dict[str, Any], loaded_pack: dict[str, Any]) -> None:
+    assert set(loaded_pack) == set(pack)
+
+
+def test_schemas_are_complete(pack: dict[str, Any]) -> None:
+    assert pack
+    for name, node in pack.items():
+        schema = node.define_schema()
+        assert name.startswith("Mixology") and schema.category.startswith("mixology/"), name
+        assert schema.display_name and schema.description, f"{name} has no name or description"
+        parameters = inspect.signature(node.execute).parameters
+        assert [socket.id for socket in schema.inputs] == list(parameters), f"{name}: ids and parameters differ"
+        for socket in schema.inputs:
+            where = f"{name}.{socket.id}"
+            assert socket.tooltip, f"{where} has no tooltip"
+            has_default = parameters[socket.id].default is not inspect.Parameter.empty
+            assert not socket.optional or has_default, f"{where} is optional but execute demands it"
+            if socket.get_io_type() in ("INT", "FLOAT"):
+                assert None not in (socket.min, socket.max, socket.default), f"{where} has no bounds"
+                assert socket.min <= socket.default <= socket.max, f"{where}: its default is out of bounds"
+            elif socket.get_io_type() in ("STRING", "BOOLEAN"):
+                assert socket.default is not None, f"{where} has no default"
+        for socket in schema.outputs:
+            assert socket.tooltip, f"{name}: an output has no tooltip"
+
+
+def test_every_node_has_a_help_page(pack: dict[str, Any]) -> None:
+    assert pack
+    for name in pack:
+        page = ROOT / "web" / "docs" / f"{name}.md"
+        assert page.exists(), f"{name} has no help page"
+        text = page.read_text(encoding="utf-8")
+        missing = [socket.id for socket in pack[name].define_schema().inputs if socket.id not in text]
+        assert not missing, f"the help page of {name} does not speak of {missing}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_is_translated(language: str, pack: dict[str, Any]) -> None:
+    definitions = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert set(definitions) == set(pack)
+    for name, node in pack.items():
+        schema, entry = node.define_schema(), definitions[name]
+        assert entry.get("display_name") and entry.get("description"), name
+        assert set(entry.get("inputs", {})) == {socket.id for socket in schema.inputs}, name
+        assert set(entry.get("outputs", {})) == {str(index) for index in range(len(schema.outputs))}, name
+        for part in (*entry.get("inputs", {}).values(), *entry.get("outputs", {}).values()):
+            assert part.get("name") and part.get("tooltip"), (name, part)
+
+
+def test_english_is_the_schema_s_own_words(pack: dict[str, Any]) -> None:
+    definitions = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    for name, node in pack.items():
+        schema = node.define_schema()
+        assert definitions[name]["display_name"] == schema.display_name
+        assert definitions[name]["description"] == schema.description
+        for socket in schema.inputs:
+            assert definitions[name]["inputs"][socket.id]["tooltip"] == socket.tooltip, (name, socket.id)
+
+
+def test_every_template_has_a_picture() -> None:
+    templates = sorted((ROOT / "workflows").glob("*.json"))
+    assert len(templates) >= 2
+    assert not [path.name for path in templates if not path.with_suffix(".jpg").exists()]
+
+
+def test_no_file_names_a_package_registry() -> None:
+    paths = [path for path in files(ROOT) if path.suffix in TEXT]
+    assert len(paths) > 10
+    for path in paths:
+        found = REGISTRIES.search(path.read_text(encoding="utf-8", errors="ignore"))
+        assert not found, f"{path.relative_to(ROOT)} names {found and found.group()}"

@@ -1,0 +1,84 @@
+"""What a show is given: the running server, the checkpoint, the templates and the progress bar."""
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfyui import Event, Run, Server
+from commands import ROOT, Failure
+from progress import Progress
+from workflow import Workflow
+
+HEADER_LIMIT = 100_000_000
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file of a published model, and the size of the pictures it makes."""
+
+    path: Path
+    family: str
+    side: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Shows load templates from it and run them on it."""
+
+    server: Server
+    definitions: dict[str, Any]
+    progress: Progress
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def side(self) -> int:
+        """Width and height of the pictures."""
+        return self.checkpoint.side if self.checkpoint else 128
+
+    def load(self, template: str) -> Workflow:
+        """A template of this pack, wired to the checkpoint that the shows run on."""
+        workflow = Workflow.load(ROOT / "workflows" / template, self.definitions)
+        if self.checkpoint is None:
+            workflow.use_demo_checkpoint()
+        else:
+            for name in workflow.ids("CheckpointLoaderSimple"):
+                workflow.set_inputs(name, ckpt_name=self.checkpoint.path.name)
+        for name in workflow.ids("EmptyLatentImage"):
+            workflow.set_inputs(name, width=self.side, height=self.side)
+        return workflow
+
+    def run(self, workflow: Workflow, label: str) -> Run:
+        """Runs a prompt under the progress bar."""
+        self.progress.begin(label)
+
+        def follow(event: Event) -> None:
+            if event.kind == "progress" and event.data.get("max"):
+                self.progress.move(event.data["value"] / event.data["max"])
+
+        run = self.server.post(workflow.prompt, follow)
+        self.progress.end()
+        return run
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Tells SD1.x from SDXL by the names in a safetensors header; anything else is refused."""
+    path = path.expanduser().resolve()
+    try:
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            names = json.loads(file.read(length)) if length < HEADER_LIMIT else {}
+    except OSError as error:
+        raise Failure(f"The checkpoint {path} cannot be read ({error.strerror}).") from error
+    except (struct.error, ValueError):
+        names = {}
+    if "model.diffusion_model.label_emb.0.0.weight" in names and any(
+            name.startswith("conditioner.embedders.1.") for name in names):
+        return Checkpoint(path, "SDXL", 1024)
+    context = names.get("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", {})
+    if context.get("shape", [0, 0])[-1] == 768:
+        return Checkpoint(path, "SD1.x", 512)
+    raise Failure(f"{path.name} is no SD1.x or SDXL checkpoint: give a .safetensors file that holds "
+                  "the model, its text encoder and its VAE.")
