@@ -1,0 +1,300 @@
+"""The demo checkpoints: the host's own classes at demo size, and the files that hold them.
+
+The denoiser is the host's SD1.x model (`BaseModel` around `UNetModel`, eps prediction, SD1.x schedule and latent
+format) with the sizes of `demo/config.json`; the text encoder is `comfy.sd.CLIP` with the SD1 classes around a small
+CLIP text model; the autoencoder is `comfy.sd.VAE` around TAESD. Weights are read into float32 on every device.
+Sources: `load_state_dict_guess_config` and `load_diffusion_model_state_dict` of the host's comfy/sd.py.
+"""
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import folder_paths
+import torch
+from comfy import clip_model, sd1_clip, supported_models, supported_models_base
+from comfy_execution.graph_utils import ExecutionBlocker
+from safetensors import SafetensorError, safe_open
+
+from ..demo.world import draw_scene, parse_caption
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+MODEL, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
+PROJECTION = "transformer.text_projection.weight"  # unused by SD1.x, and left out by the host's savers
+SAVE_FOLDERS = ("checkpoints", "diffusion_models")  # where the host's savers write and its loaders look
+LARGEST_FILE = 1 << 28  # bytes; a saved demo checkpoint has about 60 MB, so a larger file is never opened
+
+Layout = dict[str, tuple[int, ...]]
+
+
+def read_config() -> dict[str, Any]:
+    """Sizes of the networks and names of the shipped checkpoints."""
+    return json.loads((DEMO / "config.json").read_text(encoding="utf-8"))
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+def shipped_file(name: str) -> Path:
+    """A file of the pack: `vae`, `text` or the name of a shipped checkpoint."""
+    return DEMO / f"{name}.safetensors"
+
+
+def read_layout(path: Path) -> Layout:
+    """Names and shapes of the tensors in a safetensors file, from its header alone.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"Demo Checkpoint expected the file '{path.name}', got none at {path.parent}; restore it.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names: list[str] = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"Demo Checkpoint expected a whole safetensors file, but '{path.name}' is damaged ({error}); "
+            f"save the model again or choose another."
+        ) from error
+
+
+def select_part(layout: Layout, prefix: str) -> Layout:
+    return {key: shape for key, shape in layout.items() if key.startswith(prefix) and not key.endswith(PROJECTION)}
+
+
+def check_layout(path: Path) -> Layout:
+    """The file's layout, held against the shipped files. Text encoder and autoencoder may be left out.
+
+    Raises:
+        ValueError: if the file is damaged or holds networks of other sizes.
+    """
+    layout = read_layout(path)
+    model = read_config()["checkpoints"][0]
+    for prefix, name, part in ((MODEL, model, "model"), (TEXT, "text", "text encoder"), (VAE, "vae", "VAE")):
+        found = select_part(layout, prefix)
+        if (found or prefix == MODEL) and found != select_part(read_layout(shipped_file(name)), prefix):
+            raise ValueError(
+                f"Demo Checkpoint expected the sizes of the demo {part}, but '{path.name}' holds "
+                f"{'another one' if found else 'none'}; choose a file that ModelSave or Save Checkpoint wrote from a "
+                f"demo checkpoint, and open other models with Load Checkpoint."
+            )
+    return layout
+
+
+def find_file(name: str) -> Path:
+    """The file of a shipped checkpoint ("shapes") or of a saved one ("[checkpoints] folder/file.safetensors").
+
+    Only names that the host itself lists are looked up, so that no name leads out of its folders.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    if name in read_config()["checkpoints"]:
+        return shipped_file(name)
+    folder, _, file = name.removeprefix("[").partition("] ")
+    if folder in SAVE_FOLDERS and file in folder_paths.get_filename_list(folder):
+        path = folder_paths.get_full_path(folder, file)
+        if path is not None:
+            return Path(path)
+    raise ValueError(
+        f"Demo Checkpoint finds no '{name}'; choose one of its list, and refresh the list (R) after saving a model."
+    )
+
+
+def is_saved_demo(folder: str, file: str) -> bool:
+    path = folder_paths.get_full_path(folder, file)
+    if path is None or not file.endswith(".safetensors"):
+        return False
+    try:
+        if Path(path).stat().st_size > LARGEST_FILE:
+            return False
+        check_layout(Path(path))
+    except (ValueError, OSError):  # damaged, unreadable or another model: not for this list
+        return False
+    return True
+
+
+def list_names() -> list[str]:
+    """The shipped checkpoints, then the saved ones that the host lists and that have the demo sizes."""
+    saved = [
+        f"[{folder}] {file}"
+        for folder in SAVE_FOLDERS
+        for file in folder_paths.get_filename_list(folder)
+        if is_saved_demo(folder, file)
+    ]
+    return [*read_config()["checkpoints"], *saved]
+
+
+def find_fault(name: str) -> str | None:
+    """What keeps `name` from loading, in one sentence; None if nothing does."""
+    try:
+        check_layout(find_file(name))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def fingerprint(name: str) -> str:
+    """Changes when a file behind `name` changes, so that the host loads it again."""
+    files = [path.stat() for path in (find_file(name), shipped_file("text"), shipped_file("vae"))]
+    return " ".join(f"{file.st_mtime_ns}.{file.st_size}" for file in files)
+
+
+def read_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names start with `prefix`, copied to float32, names kept.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    keys = [key for key in read_layout(path) if key.startswith(prefix)]
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key).to(torch.float32, copy=True) for key in keys}
+
+
+# ------------------------------------------------------------------------------------------------- classes
+
+class DemoTextModel(clip_model.CLIPTextModel):
+    """The host's CLIP text model, which has CLIP's 49408 words whatever its config says, with our few."""
+
+    def __init__(self, config_dict: dict[str, Any], dtype: torch.dtype, device: torch.device, operations: Any) -> None:
+        super().__init__(config_dict, dtype, device, operations)
+        rows, width = config_dict["vocab_size"], config_dict["hidden_size"]
+        self.set_input_embeddings(operations.Embedding(rows, width, dtype=dtype, device=device))
+
+
+class DemoClipModel(sd1_clip.SDClipModel):
+    """SD1.x's text encoder at demo size: last hidden states after the final norm, [B, 77, C]."""
+
+    def __init__(self, **options: Any) -> None:
+        text = read_config()["text"]
+        special = {"start": text["bos_token_id"], "end": text["eos_token_id"], "pad": text["pad_token_id"]}
+        super().__init__(
+            textmodel_json_config=text, model_class=DemoTextModel, special_tokens=special,
+            return_projected_pooled=False, **options)
+
+
+class DemoTokenizer(sd1_clip.SDTokenizer):
+    """SD1.x's tokenizer with the demo vocabulary: one token for a known word, bytes for any other."""
+
+    def __init__(self, **options: Any) -> None:
+        width = read_config()["text"]["hidden_size"]
+        super().__init__(tokenizer_path=str(DEMO / "tokenizer"), embedding_size=width, **options)
+
+
+class DemoModelConfig(supported_models.SD15):
+    """SD1.x in all but its sizes, which come from `demo/config.json`."""
+
+    unet_config: dict[str, Any] = {}
+    unet_extra_config: dict[str, Any] = {}  # SD1.x has eight heads
+
+    def process_clip_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Host names for the text encoder's tensors. The unused projection is always the identity."""
+        kept = {key: value for key, value in state_dict.items() if not key.endswith(PROJECTION)}
+        state = super().process_clip_state_dict(kept)
+        state[f"clip_l.{PROJECTION}"] = torch.eye(read_config()["text"]["hidden_size"])
+        return state
+
+    def clip_target(self, state_dict: dict[str, torch.Tensor] | None = None) -> supported_models_base.ClipTarget:
+        return supported_models_base.ClipTarget(
+            partial(sd1_clip.SD1Tokenizer, tokenizer=DemoTokenizer),
+            partial(sd1_clip.SD1ClipModel, clip_model=DemoClipModel))
+
+
+# ------------------------------------------------------------------------------------------------- loading
+
+def load_model(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The denoiser, placed and managed as the host's own diffusion model loader does.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    state = read_part(path, MODEL)
+    config = DemoModelConfig(read_config()["unet"])
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model(state, MODEL)
+    offload_device = comfy.model_management.unet_offload_device()
+    patcher_class = (
+        comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher)
+    patcher = patcher_class(
+        model, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device)
+    if not comfy.model_management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(state, MODEL, assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_model, (path,))
+    return patcher
+
+
+def load_clip(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """The text encoder with its tokenizer.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    config = DemoModelConfig(read_config()["unet"])
+    state = config.process_clip_state_dict(read_part(path, TEXT))
+    clip = comfy.sd.CLIP(
+        config.clip_target(),
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=sum(value.numel() for value in state.values()),
+        state_dict=state,
+        model_options={"dtype": torch.float32},
+        disable_dynamic=disable_dynamic,
+    )
+    clip.patcher.cached_patcher_init = (load_clip_patcher, (path,))
+    return clip
+
+
+def load_vae(path: Path) -> comfy.sd.VAE:
+    """The autoencoder: [B, H, W, C] in 0..1 to [B, 4, H/8, W/8] and back.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    state = {key.removeprefix(VAE): value for key, value in read_part(path, VAE).items()}
+    vae = comfy.sd.VAE(sd=state, dtype=torch.float32)
+    vae.patcher.cached_patcher_init = (load_vae_patcher, (path,))
+    return vae
+
+
+def load_clip_patcher(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """What the host calls for a second copy of the text encoder."""
+    return load_clip(path, disable_dynamic).patcher
+
+
+def load_vae_patcher(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """What the host calls for a second copy of the autoencoder; it has no other kind of patcher for one."""
+    return load_vae(path).patcher
+
+
+def load_checkpoint(name: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """Model, text encoder and autoencoder; a file without the last two gets the shipped ones.
+
+    Raises:
+        ValueError: if there is no such file, or it is damaged or of other sizes.
+    """
+    path = find_file(name)
+    layout = check_layout(path)
+    text = path if select_part(layout, TEXT) else shipped_file("text")
+    vae = path if select_part(layout, VAE) else shipped_file("vae")
+    return load_model(path), load_clip(text), load_vae(vae)
+
+
+def absent_clip_vision() -> ExecutionBlocker:
+    """Stands on the CLIP vision socket: a node that takes it does not run, and the host shows this sentence."""
+    return ExecutionBlocker(
+        "Demo Checkpoint has no CLIP vision model yet; connect Load CLIP Vision to this input instead.")
+
+
+def draw_picture(caption: str, seed: int, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture of the demo world as the host's image [1, H, W, C] and its silhouette as a mask [1, H, W].
+
+    Raises:
+        ValueError: on a word that the demo world does not know.
+    """
+    image, mask = draw_scene(parse_caption(caption), seed, width, height)
+    return image[None], mask[None]
