@@ -1,0 +1,115 @@
+"""Demo Checkpoint and Demo Picture: a small model and its world, for trying every node on a laptop."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..host.demo import absent_clip_vision, draw_picture, find_fault, fingerprint, list_names, load_checkpoint
+
+
+class DemoCheckpoint(io.ComfyNode):
+    """Loads a small checkpoint that ships with the pack, or one saved from it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = list_names()
+        return io.Schema(
+            node_id="MixologyDemoCheckpoint",
+            display_name="Demo Checkpoint",
+            category="mixology/demo",
+            description=(
+                "Loads a small SD1.x-shaped checkpoint that ships with Mixology, so that every node and workflow runs "
+                "on a laptop CPU with nothing downloaded. It draws shapes at 128 x 128: write prompts such as "
+                "'a striped red star on a blue background'. LoRA, hooks, ControlNet and all samplers work on it. "
+                "ModelSave and Save Checkpoint write files which this node reads back bit for bit; the stock loaders "
+                "detect only published model sizes and cannot open them."
+            ),
+            search_aliases=["mixology", "tiny model", "example checkpoint", "test model", "shapes"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=names,
+                    default=names[0],
+                    tooltip=(
+                        "A checkpoint that ships with the pack, or one that you saved from it with Save Checkpoint "
+                        "([checkpoints]) or ModelSave ([diffusion_models]). Keep those folders at the start of the "
+                        "saver's filename prefix. A ModelSave file gets the shipped CLIP and VAE."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The denoiser: SD1.x's blocks at a small size, with eps prediction."),
+                io.Clip.Output(tooltip="The text encoder. It knows the words of the demo world only."),
+                io.Vae.Output(tooltip="The autoencoder: 8 pixels to one latent cell."),
+                io.ClipVision.Output(
+                    display_name="clip_vision",
+                    tooltip=(
+                        "Reserved for the demo CLIP vision model, which does not ship yet: a node that takes it is "
+                        "skipped with a message. Use Load CLIP Vision there."
+                    ),
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return True if name is None else find_fault(name) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        return fingerprint(name)
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        return io.NodeOutput(*load_checkpoint(name), absent_clip_vision())
+
+
+class DemoPicture(io.ComfyNode):
+    """Draws a picture of the demo world from its caption."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MixologyDemoPicture",
+            display_name="Demo Picture",
+            category="mixology/demo",
+            description=(
+                "Draws a picture of the demo world from its caption, so that a workflow has an image to start from. "
+                "What the caption leaves out is chosen by the seed."
+            ),
+            search_aliases=["mixology", "draw shape", "test image", "example image"],
+            inputs=[
+                io.String.Input(
+                    "caption",
+                    default="a striped red star on a blue background",
+                    tooltip=(
+                        "Shapes: circle, square, triangle, star, heart, cross, ring, moon. Textures: plain, striped, "
+                        "dotted, checkered. Colours: red, orange, yellow, green, blue, purple, white, black. "
+                        "'a blue background' alone draws an empty picture."
+                    ),
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Places, sizes, turns and shades the shape, and chooses what the caption leaves out.",
+                ),
+                io.Int.Input(
+                    "width", default=128, min=64, max=1024, step=8,
+                    tooltip="Width in pixels. The demo checkpoint knows 128 x 128 best.",
+                ),
+                io.Int.Input(
+                    "height", default=128, min=64, max=1024, step=8,
+                    tooltip="Height in pixels. The demo checkpoint knows 128 x 128 best.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(tooltip="The picture."),
+                io.Mask.Output(tooltip="The shape's silhouette: 1 inside, 0 on the background."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, caption: str, seed: int, width: int, height: int) -> io.NodeOutput:
+        return io.NodeOutput(*draw_picture(caption, seed, width, height))
