@@ -146,7 +146,7 @@ def test_schemas_are_complete(pack: dict[str, Any]) -> None:
         assert name.startswith("Mixology") and schema.category.startswith("mixology/"), name
         assert schema.display_name and schema.description, f"{name} has no name or description"
         parameters = inspect.signature(node.execute).parameters
-        assert [socket.id for socket in schema.inputs] == list(parameters), f"{name}: ids and parameters differ"
+        assert sorted(socket.id for socket in schema.inputs) == sorted(parameters), f"{name}: ids and parameters differ"
         for socket in schema.inputs:
             where = f"{name}.{socket.id}"
             assert socket.tooltip, f"{where} has no tooltip"

@@ -19,8 +19,9 @@ import packages
 import pytest
 import stage
 import workflow
-from commands import Failure
 from comfyui import Server
+from commands import Failure
+from PIL import Image
 
 SAMPLER_INPUTS = {"required": {"model": ["MODEL", {}], "seed": ["INT", {"default": 0, "control_after_generate": True}],
                                "steps": ["INT", {"default": 20}], "sampler_name": [["euler", "ddim"], {}],
@@ -54,7 +55,8 @@ def graph(*nodes: dict[str, Any], links: list[list[Any]]) -> dict[str, Any]:
 def test_widgets_links_and_the_control_widget() -> None:
     prompt = workflow.convert(graph(
         node(1, "Loader", ["b"]), node(2, "Latent", [64, 32]),
-        node(3, "Sampler", [7, "randomize", 30, "ddim", 0.5], {"model": 1, "latent_image": 2, "mask": None}, title="Go"),
+        node(3, "Sampler", [7, "randomize", 30, "ddim", 0.5],
+             {"model": 1, "latent_image": 2, "mask": None}, title="Go"),
         node(4, "MarkdownNote", ["hello"]),
         links=[[1, 1, 0, 3, 0, "MODEL"], [2, 2, 0, 3, 1, "LATENT"]]), DEFINITIONS)
     assert set(prompt) == {"1", "2", "3"}
@@ -288,6 +290,16 @@ def test_checkpoints_are_told_apart_by_their_header(tmp_path: Path) -> None:
             stage.read_checkpoint(tmp_path / name)
     with pytest.raises(Failure, match="cannot be read"):
         stage.read_checkpoint(tmp_path / "absent")
+
+
+def test_the_judge_reads_picture_files() -> None:
+    scene = stage.demo_room("world").parse_caption("a plain red circle on a white background")
+    image = stage.demo_room("world").draw_scene(scene, 1)[0]
+    file = io.BytesIO()
+    Image.fromarray((image * 255).round().byte().numpy()).save(file, "PNG")
+    pictures = stage.read_pictures([file.getvalue()] * 2)
+    assert pictures.shape == (2, 128, 128, 3) and (pictures[0] - image).abs().max() < 0.01
+    assert stage.demo_room("judge").judge_pictures(pictures).names("shape") == ["circle", "circle"]
 
 
 def test_the_gallery_needs_no_other_file(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def main() -> int:
         return serve(options) if options.serve else show(options)
     find_shows(options.only)
     host = environment.prepare()
-    return host.start("script", Path(__file__).resolve(), sys.argv[1:], **{INSIDE: "1"})
+    return host.start("script", Path(__file__).resolve(), sys.argv[1:], variables={INSIDE: "1"})
 
 
 def read_arguments() -> argparse.Namespace:

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from commands import ROOT, WORK, Failure, diagnose, link_folder, only_one, run, 
 PACK = "comfyui-mixology"
 OLDEST_VERSION = "0.16.3"
 PYTHON_NEEDED = (3, 10)
+STOP_SECONDS = 60.0
 CHECK = "import torch, torchvision, torchaudio, aiohttp, transformers"
 PROBE = ("import sys; from importlib.util import find_spec; "
          "print(*sys.version_info[:2], *[name for name in ('torch', 'aiohttp', 'safetensors') if not find_spec(name)])")
@@ -61,20 +62,23 @@ class Host:
         """Whether this checkout already stands in the install's custom_nodes."""
         return any(os.path.realpath(entry) == str(ROOT) for entry in (self.path / "custom_nodes").glob("*"))
 
-    def start(self, kind: str, name: str | Path, arguments: Sequence[str], cwd: Path = ROOT,
-              **variables: str) -> int:
+    def start(self, kind: str, name: str | Path, arguments: Sequence[str],
+              variables: Mapping[str, str] | None = None) -> int:
         """Runs a "script" or a "module" with the host's Python to its end; returns its exit status."""
         command = [self.python, "-s", "-c", LAUNCH, ROOT / "tools", self.extras or "", kind, name, *arguments]
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        env.update(MIXOLOGY_HOST=str(self.path), PYTHONUTF8="1", **variables)
-        process = subprocess.Popen([str(word) for word in command], cwd=cwd, env=env)
+        env.update(MIXOLOGY_HOST=str(self.path), PYTHONUTF8="1", **(variables or {}))
+        process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env=env)
+        patience: float | None = None
         while True:
             try:
-                return process.wait()
+                status = process.wait(patience)
+                return status if status >= 0 else 128 - status
             except KeyboardInterrupt:
-                continue  # the program got the same Ctrl-C and ends by itself
-            except SystemExit:
+                patience = STOP_SECONDS  # the program got the same Ctrl-C and ends by itself
+            except (SystemExit, subprocess.TimeoutExpired):
                 process.terminate()
+                patience = STOP_SECONDS
 
 
 def prepare(pin: Pin = MAIN, dev: bool = False) -> Host:

@@ -154,7 +154,8 @@ def render_plot(plot: Plot, width: int = 480, height: int = 310) -> str:
         parts.append(f'<polyline points="{_points(spots)}" fill="none" stroke="{colour}" stroke-width="2.2"{dash}/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
         x, y = left + (index % 2) * (right_edge - left) / 2, base + 54 + 18 * (index // 2)
-        parts.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}" stroke="{colour}" stroke-width="3"{dash}/>')
+        ends = f'x1="{x}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}"'
+        parts.append(f'<line {ends} stroke="{colour}" stroke-width="3"{dash}/>')
         parts.append(_text(x + 28, y, curve.name, "start"))
     return "".join([*parts, "</svg>"])
 

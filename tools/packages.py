@@ -34,11 +34,16 @@ def uv() -> Path:
         shutil.rmtree(home, ignore_errors=True)
         require_pip()
         run([sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--target", home, UV],
-            "Fetching the installer uv")
+            "Fetching the installer uv", pip_environment())
         if not program.exists():
             raise Failure("Fetching the installer uv failed: its package holds no program for this system.")
         (home / "complete").touch()
     return program
+
+
+def pip_environment() -> dict[str, str]:
+    """This process's environment without the settings that forbid pip a folder of its own."""
+    return {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
 
 
 def uv_environment() -> dict[str, str]:
@@ -89,7 +94,7 @@ def fetch_sdist(name: str, version: str, sha256: str) -> Path:
         require_pip()
         run([sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--no-binary=:all:",
              "--ignore-requires-python", "--require-hashes", "--dest", folder, "-r", wanted],
-            f"Fetching {name} {version}")
+            f"Fetching {name} {version}", pip_environment())
         if not archive.exists() or _digest(archive) != sha256:
             raise Failure(f"Fetching {name} {version} failed: the file is not the pinned one ({sha256[:12]}...).")
     return archive

@@ -1,16 +1,24 @@
 """What a show is given: the running server, the checkpoint, the templates and the progress bar."""
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import struct
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from comfyui import Event, Run, Server
 from commands import ROOT, Failure
 from progress import Progress
 from workflow import Workflow
+
+if TYPE_CHECKING:
+    import torch
 
 HEADER_LIMIT = 100_000_000
 
@@ -61,6 +69,23 @@ class Stage:
         run = self.server.post(workflow.prompt, follow)
         self.progress.end()
         return run
+
+
+def demo_room(name: str) -> ModuleType:
+    """A module of demo/ that needs no host: "world" or "judge"."""
+    package = sys.modules.setdefault("mixology_demo", ModuleType("mixology_demo"))
+    package.__path__ = [str(ROOT / "demo")]
+    return importlib.import_module(f"mixology_demo.{name}")
+
+
+def read_pictures(files: Sequence[bytes]) -> torch.Tensor:
+    """Image files of one size as the judge wants them: [B, H, W, 3], 0 to 1."""
+    import numpy
+    import torch
+    from PIL import Image
+
+    pictures = [numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype="float32") for data in files]
+    return torch.from_numpy(numpy.stack(pictures) / 255.0)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

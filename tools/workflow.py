@@ -50,11 +50,11 @@ class Workflow:
     def ids(self, class_type: str) -> list[str]:
         return [name for name, node in self.prompt.items() if node["class_type"] == class_type]
 
-    def set(self, title: str, **values: Any) -> None:
+    def set(self, title: str, /, **values: Any) -> None:
         """Sets inputs of the node with this title."""
         self.set_inputs(self.find(title), **values)
 
-    def set_inputs(self, name: str, **values: Any) -> None:
+    def set_inputs(self, name: str, /, **values: Any) -> None:
         node = self.prompt[name]
         known = dict(_inputs(self._definitions[node["class_type"]]))
         for key in values:
@@ -62,7 +62,7 @@ class Workflow:
                 raise Failure(f"{node['class_type']} has no input {key!r}, it has: {', '.join(known)}.")
         node["inputs"].update(values)
 
-    def add(self, class_type: str, **values: Any) -> str:
+    def add(self, class_type: str, /, **values: Any) -> str:
         """Puts in another node; returns its id."""
         name = str(1 + max(int(name) for name in self.prompt))
         definition = self._definition(class_type)
@@ -70,7 +70,7 @@ class Workflow:
         self.set_inputs(name, **values)
         return name
 
-    def exchange(self, class_type: str, replacement: str, **values: Any) -> None:
+    def exchange(self, class_type: str, replacement: str, /, **values: Any) -> None:
         """Puts another node class where `class_type` stands; what hangs on its outputs keeps their numbers."""
         for name in self.ids(class_type):
             self.prompt[name] = {"class_type": replacement, "inputs": defaults(self._definition(replacement)),
