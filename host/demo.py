@@ -18,7 +18,6 @@ import comfy.sd
 import folder_paths
 import torch
 from comfy import clip_model, sd1_clip, supported_models, supported_models_base
-from comfy_execution.graph_utils import ExecutionBlocker
 from safetensors import SafetensorError, safe_open
 
 from ..demo.world import draw_scene, parse_caption
@@ -205,6 +204,14 @@ class DemoModelConfig(supported_models.SD15):
             partial(sd1_clip.SD1ClipModel, clip_model=DemoClipModel))
 
 
+class AbsentClipVision:
+    """Stands on the CLIP vision socket while no demo CLIP vision model ships: whatever is asked of it, it says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            "Demo Checkpoint has no CLIP vision model yet; connect Load CLIP Vision to this input instead.")
+
+
 # ------------------------------------------------------------------------------------------------- loading
 
 def load_model(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -282,12 +289,6 @@ def load_checkpoint(name: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.
     text = path if select_part(layout, TEXT) else shipped_file("text")
     vae = path if select_part(layout, VAE) else shipped_file("vae")
     return load_model(path), load_clip(text), load_vae(vae)
-
-
-def absent_clip_vision() -> ExecutionBlocker:
-    """Stands on the CLIP vision socket: a node that takes it does not run, and the host shows this sentence."""
-    return ExecutionBlocker(
-        "Demo Checkpoint has no CLIP vision model yet; connect Load CLIP Vision to this input instead.")
 
 
 def draw_picture(caption: str, seed: int, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:

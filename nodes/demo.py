@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.demo import absent_clip_vision, draw_picture, find_fault, fingerprint, list_names, load_checkpoint
+from ..host.demo import AbsentClipVision, draw_picture, find_fault, fingerprint, list_names, load_checkpoint
 
 
 class DemoCheckpoint(io.ComfyNode):
@@ -43,8 +43,8 @@ class DemoCheckpoint(io.ComfyNode):
                 io.ClipVision.Output(
                     display_name="clip_vision",
                     tooltip=(
-                        "Reserved for the demo CLIP vision model, which does not ship yet: a node that takes it is "
-                        "skipped with a message. Use Load CLIP Vision there."
+                        "Reserved for the demo CLIP vision model, which does not ship yet: a node that uses it stops "
+                        "with a message. Connect Load CLIP Vision there."
                     ),
                 ),
             ],
@@ -60,7 +60,7 @@ class DemoCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(*load_checkpoint(name), absent_clip_vision())
+        return io.NodeOutput(*load_checkpoint(name), AbsentClipVision())
 
 
 class DemoPicture(io.ComfyNode):

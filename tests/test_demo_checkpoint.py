@@ -1,7 +1,6 @@
 """The demo checkpoint in a real host: its classes, its autoencoder and every seam other nodes use."""
 from __future__ import annotations
 
-import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ import comfy.sd
 import nodes as core
 import pytest
 import torch
-from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_extras.nodes_hooks import SetClipHooks
 from mixology.host import demo
 from mixology.nodes.demo import DemoCheckpoint, DemoPicture
@@ -264,30 +262,18 @@ def test_checkpoint_node() -> None:
     assert isinstance(model.model, comfy.model_base.BaseModel)
     assert isinstance(clip, comfy.sd.CLIP)
     assert isinstance(vae, comfy.sd.VAE)
-    assert isinstance(vision, ExecutionBlocker)
-    assert vision.message == (
-        "Demo Checkpoint has no CLIP vision model yet; connect Load CLIP Vision to this input instead.")
+    assert isinstance(vision, demo.AbsentClipVision)
     assert DemoCheckpoint.validate_inputs("shapes") is True
     assert DemoCheckpoint.validate_inputs() is True
     assert "finds no 'gone'" in str(DemoCheckpoint.validate_inputs("gone"))
 
 
 @pytest.mark.seam
-def test_host_stops_a_node_that_takes_the_absent_clip_vision() -> None:
-    """The host's own executor calls back with the sentence instead of running CLIP Vision Encode."""
-    import execution
-
-    told: list[str] = []
-
-    def block(blocker: ExecutionBlocker) -> ExecutionBlocker:
-        told.append(blocker.message)
-        return ExecutionBlocker(None)
-
-    inputs = {"clip_vision": [demo.absent_clip_vision()], "image": [torch.zeros(1, 8, 8, 3)], "crop": ["none"]}
-    outputs, *_ = asyncio.run(
-        execution.get_output_data("prompt", "1", core.CLIPVisionEncode(), inputs, execution_block_cb=block))
-    assert isinstance(outputs[0][0], ExecutionBlocker)
-    assert told == [demo.absent_clip_vision().message]
+def test_absent_clip_vision_says_so_when_used() -> None:
+    vision = demo.AbsentClipVision()
+    assert not hasattr(vision, "get_ram_usage")
+    with pytest.raises(AttributeError, match="^Demo Checkpoint has no CLIP vision model yet; connect Load CLIP Vision"):
+        core.CLIPVisionEncode().encode(vision, torch.zeros(1, 8, 8, 3), "none")
 
 
 @pytest.mark.seam
