@@ -45,13 +45,12 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+import world  # noqa: E402
 from comfy import ops, sd1_clip  # noqa: E402
 from comfy.ldm.modules.attention import optimized_attention_for_device  # noqa: E402
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
 from comfy.taesd.taesd import TAESD  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-
-import world  # noqa: E402
 
 CONFIG = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
 DEVICE = torch.device(ARGS.device)
@@ -60,7 +59,7 @@ ATTRIBUTES = {"shape": world.SHAPES, "colour": COLOURS, "texture": world.TEXTURE
 OPENINGS = ("", "", "", "a picture of ", "a photo of ", "a drawing of ")
 
 
-def autocast():
+def autocast() -> torch.autocast:
     return torch.autocast(DEVICE.type, torch.bfloat16)
 
 
@@ -298,7 +297,7 @@ class Text:
         return torch.tensor(rows, device=DEVICE)
 
     def states(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Last hidden states after the final norm: [B, 77, C]. The host's forward adds in place, which has no gradient."""
+        """Last hidden states after the final norm, [B, 77, C]; the host's forward adds in place, without gradient."""
         network = self.model.transformer.text_model
         x = network.embeddings(tokens, dtype=torch.float32)
         mask = torch.full((x.shape[1], x.shape[1]), -torch.finfo(x.dtype).max, device=x.device).triu_(1)

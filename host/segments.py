@@ -47,7 +47,9 @@ class Forward:
         return self.__dict__["_target"](*args, **kwargs)
 
 
-def start_state(sampler: Any, guider: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+def start_state(
+    sampler: Any, guider: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent: torch.Tensor,
+) -> torch.Tensor:
     """The state that `sampler` itself would start from."""
     scaling = guider.inner_model.model_sampling
     return scaling.noise_scaling(sigmas[0], noise, latent, sampler.max_denoise(guider, sigmas))
@@ -119,7 +121,9 @@ class SegmentRunner:
                 self.callback(done - 1, denoised, x, self.last - self.begin)
         return report
 
-    def _sample(self, sampler: Any, x: torch.Tensor, i: int, j: int, arguments: dict[str, Any], final: bool) -> torch.Tensor:
+    def _sample(
+        self, sampler: Any, x: torch.Tensor, i: int, j: int, arguments: dict[str, Any], final: bool,
+    ) -> torch.Tensor:
         sampling = make_sampling_view(self.guider.inner_model.model_sampling, x, final)
         view = Forward(self.guider, inner_model=Forward(self.guider.inner_model, model_sampling=sampling))
         return sampler.sample(

@@ -107,7 +107,7 @@ def record_trajectory(
     """Text-text mode: sample from index 0, keep the states that a mix will read, and go on to `last`.
 
     Returns:
-        The states by grid index, window.start to window.stop, and the state at `last` (at window.stop if that is later).
+        The states by grid index, window.start to window.stop, and the state at `last`, or at window.stop if later.
     """
     if window.start > 0:
         x = run(x, 0, window.start)
@@ -156,7 +156,7 @@ def spread_nu(values: Sequence[float], nu: float, batch: int) -> list[float]:
 def check_range(nu: float, k_max: float, k_min: float) -> None:
     """Raises ValueError if nu or the window is out of order."""
     if not 0.0 <= nu <= 1.0:
-        raise ValueError(f"nu expects a value between 0 (layout) and 1 (content), got {nu:g}; set it inside that range.")
+        raise ValueError(f"nu expects a value between 0 (layout) and 1 (content), got {nu:g}; set it in that range.")
     if not 0.0 <= k_min <= k_max <= 1.0:
         raise ValueError(
             f"The mixing window expects 0 <= k_min <= k_max <= 1, got k_min {k_min:g} and k_max {k_max:g}; "

@@ -135,7 +135,7 @@ def test_nu_map() -> None:
     mask[..., :2] = 1
     mapped = make_nu_map([0.1, 0.9], mask, 4)
     assert torch.equal(mapped[..., 2:], torch.ones(2, 4, 3, 3))
-    assert torch.allclose(mapped[0, ..., :2], torch.tensor(0.1)) and torch.allclose(mapped[1, ..., :2], torch.tensor(0.9))
+    torch.testing.assert_close(mapped[:, 0, 0, 0], torch.tensor([0.1, 0.9]))
     assert make_nu_map([0.5], None, 5).shape == (1, 1, 1, 1, 1)
 
 
