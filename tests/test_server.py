@@ -28,8 +28,7 @@ def load_template(name: str, definitions: dict[str, Any]) -> Workflow:
     workflow = Workflow.load(ROOT / "workflows" / name, definitions)
     workflow.use_demo_checkpoint()
     workflow.use_demo_picture(caption="a plain red circle on a white background", width=SIDE, height=SIDE)
-    for node in workflow.ids("EmptyLatentImage"):
-        workflow.set_inputs(node, width=SIDE, height=SIDE)
+    workflow.fit_pictures(SIDE)
     return workflow
 
 

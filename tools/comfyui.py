@@ -26,7 +26,7 @@ import environment
 from commands import LOGS, WORK, Failure, diagnose
 
 Prompt = Mapping[str, Mapping[str, Any]]
-START_SECONDS = 300.0
+START_SECONDS = 900.0  # a crowded laptop's first start compiles every file of the host
 STOP_SECONDS = 15.0
 
 
@@ -170,9 +170,10 @@ class Server:
                 return True
             except Failure:
                 time.sleep(0.3)
+        last = self.last_line()
         self.stop()
         raise Failure(f"ComfyUI {self.host.version} was not ready after {START_SECONDS:.0f} seconds: "
-                      f"{self.last_line()}. (Log: {self.log})")
+                      f"{last}. (Log: {self.log})")
 
     def _request(self, path: str, body: bytes | None = None) -> bytes:
         request = urllib.request.Request(self.address + path, body, {"Content-Type": "application/json"})

@@ -54,8 +54,7 @@ class Stage:
         else:
             for name in workflow.ids("CheckpointLoaderSimple"):
                 workflow.set_inputs(name, ckpt_name=self.checkpoint.path.name)
-        for name in workflow.ids("EmptyLatentImage"):
-            workflow.set_inputs(name, width=self.side, height=self.side)
+        workflow.fit_pictures(self.side)
         return workflow
 
     def run(self, workflow: Workflow, label: str) -> Run:

@@ -77,6 +77,13 @@ class Workflow:
                                  "_meta": self.prompt[name]["_meta"]}
             self.set_inputs(name, **values)
 
+    def fit_pictures(self, side: int) -> None:
+        """Makes the template's pictures `side` pixels wide and high."""
+        for name in self.ids("EmptyLatentImage"):
+            self.set_inputs(name, width=side, height=side)
+        for name in self.ids("ImageScaleToTotalPixels"):
+            self.set_inputs(name, megapixels=side * side / 1024**2)
+
     def use_demo_checkpoint(self, **values: Any) -> None:
         self.exchange("CheckpointLoaderSimple", "MixologyDemoCheckpoint", **values)
 

@@ -67,10 +67,8 @@ def mix_with_prompts(stage: Stage) -> Section:
     started = time.monotonic()
     for index, (layout, content) in enumerate(pairs_for(stage.checkpoint is not None)):
         workflow = prepare_text_text(stage, layout, content, SEEDS[1] + index)
-        decoded = workflow.add("VAEDecode", samples=[workflow.find("Layout from prompt"), 1], vae=find_vae(workflow))
-        shown = workflow.add("SaveImage", images=[decoded, 0], filename_prefix="mixology/layout")
         run = stage.run(workflow, f"{layout} + {content}")
-        section.strips.append(make_strip(run, shown, workflow.find("Save Image"), layout, content))
+        section.strips.append(make_strip(run, workflow.find("Layout"), workflow.find("Save Image"), layout, content))
         section.settings = read_settings(workflow)
     section.seconds = time.monotonic() - started
     return section
@@ -86,7 +84,7 @@ def prepare_image_text(stage: Stage, layout: str, content: str, seed: int, nus: 
 
 
 def prepare_text_text(stage: Stage, layout: str, content: str, seed: int, nus: Sequence[str] = NUS) -> Workflow:
-    """The text-text template, its layout prompt sampled to the end so that it can be shown."""
+    """The text-text template, its layout sampled to the end so that it can be shown, one batch item a nu."""
     workflow = stage.load("magicmix_text_text.json")
     workflow.set("Layout prompt", text=layout)
     workflow.set("Layout from prompt", seed=seed, finish=True)
@@ -103,11 +101,6 @@ def set_prompts(stage: Stage, workflow: Workflow, content: str) -> None:
 def measure(stage: Stage) -> tuple[list[Plot], list[Table]]:
     """Over many seeds: how much of the layout stays and how much of the content arrives, against plain img2img."""
     return [], []
-
-
-def find_vae(workflow: Workflow) -> list[object]:
-    """The VAE that the template's own decoder uses."""
-    return list(workflow.prompt[workflow.ids("VAEDecode")[0]]["inputs"]["vae"])
 
 
 def make_strip(run: Run, shown: str, saved: str, layout: str, content: str) -> Strip:
