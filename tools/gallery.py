@@ -22,17 +22,17 @@ h1 { font-size: 2.1rem; margin: 0 0 .2em; } h2 { font-size: 1.35rem; margin: 0 0
 .quiet { color: var(--quiet); font-size: .9rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 24px; margin: 24px 0; }
 .strip { display: flex; gap: 10px; overflow-x: auto; padding-bottom: 8px; margin: 14px 0; }
-figure { margin: 0; flex: 0 0 auto; width: 118px; }
+figure { margin: 0; flex: 1 1 0; min-width: 92px; max-width: 170px; }
 figure img { width: 100%; display: block; border-radius: 8px; image-rendering: auto; }
-figure.source { padding-right: 10px; border-right: 2px dashed var(--line); width: 130px; }
+figure.source { padding-right: 10px; border-right: 2px dashed var(--line); }
 figcaption { font-size: .8rem; color: var(--quiet); text-align: center; margin-top: 4px; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: 12px 0; }
 th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; } td { font-variant-numeric: tabular-nums; }
 .plots { display: flex; flex-wrap: wrap; gap: 18px; } svg { max-width: 100%; height: auto; }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif; } svg .grid { stroke: var(--line); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; font-size: .9rem; margin: 12px 0; }
-dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: flex; flex-wrap: wrap; gap: 4px 22px; font-size: .9rem; margin: 12px 0; }
+dl div { display: flex; gap: 8px; } dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
@@ -110,7 +110,7 @@ def render_section(section: Section) -> str:
         parts.append(f'<div class="plots">{"".join(render_plot(plot) for plot in section.plots)}</div>')
     parts += [_table(table) for table in section.tables]
     if section.settings:
-        rows = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
+        rows = "".join(f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
                        for key, value in section.settings.items())
         parts.append(f"<dl>{rows}</dl>")
     parts.append(f'<p class="quiet">Made in {section.seconds:.1f} seconds.</p></section>')
@@ -192,7 +192,7 @@ def _table(table: Table) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", bold: bool = False) -> str:
-    weight = ' font-weight="600"' if bold else ""
+    weight = ' style="font-weight:600"' if bold else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{weight}>{html.escape(text)}</text>'
 
 

@@ -110,6 +110,7 @@ def make_strip(run: Run, shown: str, saved: str, layout: str, content: str) -> S
 
 
 def read_settings(workflow: Workflow) -> dict[str, str]:
-    """The mixing node's widgets, as a reader would set them."""
+    """The mixing node's widgets that are the same in every row."""
     inputs = workflow.prompt[workflow.find("Layout Mix")]["inputs"]
-    return {key: str(value) for key, value in inputs.items() if not isinstance(value, list) and value != ""}
+    varied = ("seed", "nu")
+    return {key: str(value) for key, value in inputs.items() if not isinstance(value, list) and key not in varied}
