@@ -76,11 +76,10 @@ class NoisedLayout:
         """The layout on one run's model, grid, size, batch and device."""
         picture = fit_layout(pack(self.latent["samples"]), like)
         picture = model.process_latent_in(picture.to(like))
-        shared = None if self.fresh else self.noise(0)
+        shared = None if self.fresh else fit_layout(self.noise(0), like).to(like)
 
         def noise_at(index: int) -> torch.Tensor:
-            noise = self.noise(index) if shared is None else shared
-            return fit_layout(noise, like).to(like)
+            return fit_layout(self.noise(index), like).to(like) if shared is None else shared
 
         def state(sigma: torch.Tensor, index: int, max_denoise: bool = False) -> torch.Tensor:
             return model.model_sampling.noise_scaling(sigma, noise_at(index), picture, max_denoise)
@@ -276,8 +275,8 @@ class LayoutRecorder(WrappedSampler):
         last = len(sigmas) - 1 if self.finish else window.stop
         x = start_state(self.sampler, model_wrap, sigmas, noise, latent_image)
         runner = SegmentRunner(
-            self.sampler, model_wrap, sigmas[:last + 1], extra_args, callback, noise, latent_image, denoise_mask,
-            disable_pbar)
+            self.sampler, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar,
+            end=last)
         try:
             states, x = record_trajectory(runner.run, x, window, last)
         finally:

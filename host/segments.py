@@ -74,17 +74,19 @@ class SegmentRunner:
         denoise_mask: torch.Tensor | None,
         disable_pbar: bool,
         begin: int = 0,
+        end: int | None = None,
     ):
         """
         Args:
-            sigmas: the whole grid; `begin` is the index that progress counts from.
+            sigmas: the whole grid; progress counts from index `begin` to `end`, the grid's end without it.
             noise, latent_image: what fills outside a noise mask, [B, C, ...] in model space.
         """
         self.sampler, self.guider, self.sigmas, self.begin = sampler, guider, sigmas, begin
         self.extra_args, self.callback = extra_args, callback
         self.noise, self.latent_image, self.denoise_mask = noise, latent_image, denoise_mask
         self.last = len(sigmas) - 1
-        self.bar = tqdm(total=self.last - begin, disable=disable_pbar)
+        self.end = self.last if end is None else end
+        self.bar = tqdm(total=self.end - begin, disable=disable_pbar)
         self.pieces = self._fix_inpaint_noise(sampler)
 
     def _fix_inpaint_noise(self, sampler: Any) -> Any:
@@ -115,10 +117,10 @@ class SegmentRunner:
 
     def _report(self, first: int) -> Callback:
         def report(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
-            done = min(first + step + 1, self.last) - self.begin
+            done = min(first + step + 1, self.end) - self.begin
             self.bar.update(max(done - self.bar.n, 0))
             if self.callback is not None:
-                self.callback(done - 1, denoised, x, self.last - self.begin)
+                self.callback(done - 1, denoised, x, self.end - self.begin)
         return report
 
     def _sample(

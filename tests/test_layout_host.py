@@ -183,9 +183,11 @@ def test_recorded_layout_of_another_schedule_is_a_clear_error(model: Any) -> Non
                        "paper")
 
 
-def test_unfinished_layout_gives_the_estimate_and_finished_the_picture(model: Any) -> None:
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_unfinished_layout_gives_the_estimate_and_finished_the_picture(models: dict[str, Any], kind: str) -> None:
+    model = models[kind]
     empty = {"samples": torch.zeros(1, 4, 8, 8), "downscale_ratio_spacial": 8}
-    arguments = (0, 20, 3.0, "ddim", "ddim_uniform", 0.6, 0.3)
+    arguments = (0, 20, 3.0, "ddim", "normal", 0.6, 0.3)
     short, estimate = record_layout(model, POSITIVE, NEGATIVE, empty, *arguments, False)
     whole, picture = record_layout(model, POSITIVE, NEGATIVE, empty, *arguments, True)
     assert estimate["samples"].shape == picture["samples"].shape == (1, 4, 8, 8)

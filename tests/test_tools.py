@@ -5,10 +5,13 @@ import io
 import json
 import os
 import runpy
+import signal
 import socket
 import struct
+import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +255,29 @@ def test_an_install_is_shown_the_pack_without_being_touched(tmp_path: Path, monk
     assert not list(nodes.iterdir())
     (nodes / "mine").symlink_to(commands.ROOT)
     assert environment.paths_file(host) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_tool_stops_what_it_started(end: signal.Signals, tmp_path: Path) -> None:
+    child, tool = tmp_path / "child.py", tmp_path / "tool.py"
+    child.write_text("import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(60)")
+    tool.write_text(f"""
+import sys
+sys.path.insert(0, {str(commands.ROOT / "tools")!r})
+from pathlib import Path
+import commands, environment
+host = environment.Host(Path("/nowhere"), Path(sys.executable), "0.30.0")
+sys.exit(commands.guarded(lambda: host.start("script", {str(child)!r}, [{str(tmp_path / "runs")!r}]) + 77))
+""")
+    process = subprocess.Popen([sys.executable, tool], start_new_session=True, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "runs").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, end)  # as a terminal does
+    assert process.wait(30) == 128 + end
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_versions_compare_as_numbers() -> None:

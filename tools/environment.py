@@ -70,15 +70,22 @@ class Host:
         env.update(MIXOLOGY_HOST=str(self.path), PYTHONUTF8="1", **(variables or {}))
         process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env=env)
         patience: float | None = None
+        stopped: int | str | None = None
         while True:
             try:
                 status = process.wait(patience)
-                return status if status >= 0 else 128 - status
+                break
             except KeyboardInterrupt:
-                patience = STOP_SECONDS  # the program got the same Ctrl-C and ends by itself
-            except (SystemExit, subprocess.TimeoutExpired):
+                stopped = 130  # the program got the same Ctrl-C and ends by itself
+            except SystemExit as end:
+                stopped = end.code
                 process.terminate()
-                patience = STOP_SECONDS
+            except subprocess.TimeoutExpired:
+                process.terminate()
+            patience = STOP_SECONDS
+        if stopped is not None:
+            raise SystemExit(stopped)
+        return status if status >= 0 else 128 - status
 
 
 def prepare(pin: Pin = MAIN, dev: bool = False) -> Host:

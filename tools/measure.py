@@ -1,4 +1,4 @@
-"""Measures MagicMix on the demo checkpoint through the server: what stays of the layout, what arrives of the content."""
+"""Measures MagicMix on the demo checkpoint: what stays of the layout, what arrives of the content."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -4,20 +4,23 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import measure
 from comfyui import Run
-from gallery import Picture, Plot, Section, Strip, Table
+from gallery import Picture, Section, Strip
 from stage import Stage
 from workflow import Workflow
 
 NUS = ("0", "0.1", "0.3", "0.5", "0.7", "0.9", "1")
 SEEDS = (3, 11)
+MEASURED_SEEDS = 4  # a pair
+DEMO_CFG = 4.0  # the demo checkpoint's own
 Pair = tuple[str, str]  # what the layout shows, what the prompt asks for
 
 DEMO_PAIRS: tuple[Pair, ...] = (
     ("a plain red circle on a white background", "a dotted blue heart on a white background"),
-    ("a plain yellow moon on a blue background", "a striped orange star on a black background"),
-    ("a plain green square on a white background", "a checkered purple ring on a yellow background"),
-    ("a plain black triangle on a yellow background", "a plain red cross on a green background"),
+    ("a plain yellow moon on a blue background", "a striped orange star on a blue background"),
+    ("a plain green square on a white background", "a checkered purple ring on a white background"),
+    ("a plain black triangle on a yellow background", "a striped red cross on a yellow background"),
 )
 REAL_PAIRS: tuple[Pair, ...] = (
     ("a plain red circle on a white background", "a photo of a pizza on a white table"),
@@ -33,7 +36,7 @@ def pairs_for(real: bool) -> Sequence[Pair]:
 
 def count_runs(real: bool) -> int:
     """How many prompts `perform` runs."""
-    return 2 * len(pairs_for(real))
+    return 2 * len(pairs_for(real)) + (0 if real else measure.count_runs(DEMO_PAIRS, MEASURED_SEEDS))
 
 
 def perform(stage: Stage) -> list[Section]:
@@ -56,7 +59,8 @@ def mix_with_pictures(stage: Stage) -> Section:
         section.strips.append(make_strip(run, shown, workflow.find("Save Image"), layout, content))
         section.settings = read_settings(workflow)
     section.seconds = time.monotonic() - started
-    section.plots, section.tables = measure(stage)
+    if stage.checkpoint is None:
+        section.plots, section.tables = measure.measure(stage, DEMO_PAIRS, MEASURED_SEEDS, NUS, prepare_image_text)
     return section
 
 
@@ -79,6 +83,7 @@ def prepare_image_text(stage: Stage, layout: str, content: str, seed: int, nus: 
     workflow = stage.load("magicmix_image_text.json")
     workflow.use_demo_picture(caption=layout, seed=seed, width=stage.side, height=stage.side)
     set_prompts(stage, workflow, content)
+    workflow.set("Layout Noise", seed=seed)
     workflow.set("Layout Mix", nu_per_image=", ".join(nus), seed=seed)
     return workflow
 
@@ -96,11 +101,10 @@ def prepare_text_text(stage: Stage, layout: str, content: str, seed: int, nus: S
 def set_prompts(stage: Stage, workflow: Workflow, content: str) -> None:
     workflow.set("Content prompt", text=content)
     workflow.set("Negative prompt", text=REAL_NEGATIVE if stage.checkpoint else "")
-
-
-def measure(stage: Stage) -> tuple[list[Plot], list[Table]]:
-    """Over many seeds: how much of the layout stays and how much of the content arrives, against plain img2img."""
-    return [], []
+    if stage.checkpoint is None:
+        for kind in ("MixologyLayoutMixKSampler", "MixologyLayoutFromPrompt"):
+            for name in workflow.ids(kind):
+                workflow.set_inputs(name, cfg=DEMO_CFG)
 
 
 def make_strip(run: Run, shown: str, saved: str, layout: str, content: str) -> Strip:
