@@ -134,11 +134,9 @@ def _judge_chunk(images: torch.Tensor, regions: torch.Tensor | None = None) -> V
     rough = _largest_part(_smooth((off_backdrop > _noise_threshold(off_backdrop)).float(), 1.5) > 0.5)
     mask = _refine_silhouette(picture, off_backdrop, rough)
 
-    inside = mask.float()
-    if regions is not None:
-        inside = inside * _resize_to_reference(regions[:, None])[:, 0]
-        whole = _resize_to_reference(regions[:, None])[:, 0].mean(dim=(1, 2)).clamp(min=1e-6)
-    presence = inside.mean(dim=(1, 2)) if regions is None else inside.mean(dim=(1, 2)) / whole
+    region = torch.ones_like(rough).float() if regions is None else _resize_to_reference(regions[:, None])[:, 0]
+    inside = mask.float() * region
+    presence = inside.mean(dim=(1, 2)) / region.mean(dim=(1, 2)).clamp(min=1e-6)
     present = (presence >= PRESENCE_THRESHOLD).float()[:, None]
 
     core = _erode(mask) * inside
