@@ -76,7 +76,7 @@ def with_long_prompt(parts: Parts) -> Parts:
 
 
 def with_two_positives(parts: Parts) -> Parts:
-    second = [[parts[1][0][0].flip(1), {}]]
+    second = [[parts[1][0][0] * 0.5, {}]]
     return parts[0], core.ConditioningCombine().combine(parts[1], second)[0], parts[2]
 
 
