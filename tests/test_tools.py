@@ -270,7 +270,9 @@ import commands, environment
 host = environment.Host(Path("/nowhere"), Path(sys.executable), "0.30.0")
 sys.exit(commands.guarded(lambda: host.start("script", {str(child)!r}, [{str(tmp_path / "runs")!r}]) + 77))
 """)
-    process = subprocess.Popen([sys.executable, tool], start_new_session=True, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, tool], start_new_session=True, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # background jobs start with it ignored
     while not (tmp_path / "runs").exists():
         assert process.poll() is None
         time.sleep(0.05)
