@@ -74,13 +74,13 @@ def average(rows: list[list[Any]]) -> list[Reading]:
 def draw(nus: list[float], mixed: list[Reading], plain: list[Reading], count: int) -> tuple[list[Plot], list[Table]]:
     over_nu = Plot(
         "What stays, what arrives", "nu", "mean score", [
-            Curve("overlap with the layout's silhouette", [(nu, r.overlap) for nu, r in zip(nus, mixed)]),
-            Curve("prompt's parts recognised", [(nu, r.content) for nu, r in zip(nus, mixed)]),
+            Curve("silhouette kept", [(nu, r.overlap) for nu, r in zip(nus, mixed)]),
+            Curve("prompt recognised", [(nu, r.content) for nu, r in zip(nus, mixed)]),
         ], (0.0, 1.0))
     trade = Plot(
         "The price of content", "prompt's parts recognised", "overlap with the layout", [
-            Curve("MagicMix, nu 0 to 1", [(r.content, r.overlap) for r in mixed]),
-            Curve("plain image to image, k 0.3 to 0.75", [(r.content, r.overlap) for r in plain], dashed=True),
+            Curve("MagicMix", [(r.content, r.overlap) for r in mixed]),
+            Curve("image to image", [(r.content, r.overlap) for r in plain], dashed=True),
         ], (0.0, 1.0))
     head = ("setting", "overlap", *PARTS)
     rows = [(name, *(f"{value:.2f}" for value in (reading.overlap, *reading.parts)))
