@@ -21,6 +21,7 @@ from ..samplers.layout import (
     find_window,
     make_nu_map,
     mix_model_input,
+    mix_states,
     parse_nu_list,
     record_trajectory,
     sample_layout_mix,
@@ -254,7 +255,7 @@ class MixedReader(Forward):
         if not inside:
             return own["_target"](x, sigma, *args, **kwargs)
         layout = own["_layout"].state_at_sigma(sigma.max(), own["_layout"].nearest_index(level))
-        mixed = torch.lerp(layout, x, own["_nu"].expand_as(x))
+        mixed = mix_states(x, layout, own["_nu"])
         return mix_model_input(own["_target"](mixed, sigma, *args, **kwargs), x, mixed)
 
 
