@@ -5,8 +5,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from .demo import DemoCheckpoint, DemoPicture
 from .layout import LayoutFromPrompt, LayoutMixKSampler, LayoutMixSampler, LayoutNoise
+from .token_scale import TokenScale
 
 
 class MixologyExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LayoutNoise, LayoutFromPrompt, LayoutMixSampler, LayoutMixKSampler, DemoCheckpoint, DemoPicture]
+        return [LayoutNoise, LayoutFromPrompt, LayoutMixSampler, LayoutMixKSampler, TokenScale, DemoCheckpoint,
+                DemoPicture]

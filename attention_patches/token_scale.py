@@ -1,0 +1,128 @@
+"""Token attention scale: the attention that image positions pay to chosen tokens, times s after the softmax.
+
+Source: MagicMix (arXiv 2210.16056), content strength and concept removal. With A = softmax(Q K^T / sqrt d),
+(A diag(f)) V = A (diag(f) V): scaling the value rows of the tokens is the paper's re-weighting, exactly, without
+materialising A. Nothing is normalised again.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Attention = Callable[..., Tensor]
+Override = Callable[..., Tensor]
+
+
+def extend_factors(factors: Tensor, tokens: int) -> Tensor:
+    """Factors [values, own tokens] for a conditioning that other text was appended to: 1 for the appended tokens.
+
+    Raises:
+        ValueError: if the conditioning has become shorter.
+    """
+    own = factors.shape[1]
+    if tokens < own:
+        raise ValueError(
+            f"Token Attention Scale expected the {own} tokens of its own conditioning, got {tokens}; place nodes that "
+            f"shorten a conditioning before it, or keep this one as conditioning_to.")
+    return torch.cat([factors, factors.new_ones(len(factors), tokens - own)], dim=1)
+
+
+def spread_factors(chunks: list[Tensor | None], rows: int, tokens: int) -> Tensor:
+    """Factors of a whole call, [rows, tokens].
+
+    Args:
+        chunks: one entry per chunk of the batch, in order: factors [1 or rows of a chunk, tokens of its conditioning],
+            or None for a chunk that is not scaled.
+        rows: batch size of the call, a multiple of the number of chunks.
+        tokens: text length of the call: a multiple of each conditioning's, since the host repeats contexts of unequal
+            length to a common one. Attention over repeated tokens is that over the tokens themselves.
+
+    Raises:
+        ValueError: if another node changed rows or text in between.
+    """
+    if rows % len(chunks):
+        raise ValueError(
+            f"Token Attention Scale expected a batch of {len(chunks)} equal parts, got {rows} rows; remove the node "
+            f"that changes the model's batch.")
+    share = rows // len(chunks)
+    parts = []
+    for factors in chunks:
+        if factors is None:
+            parts.append(torch.ones(share, tokens))
+            continue
+        values, own = factors.shape
+        if tokens % own or values not in (1, share):
+            raise ValueError(
+                f"Token Attention Scale expected {values} rows of {own} tokens, got {share} of {tokens}; remove the "
+                f"node that changes the model's batch or its text.")
+        parts.append(factors.repeat(1, tokens // own).expand(share, tokens))
+    return torch.cat(parts)
+
+
+def make_value_patch(factors: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Cross-attention of a UNet: an `attn2_patch` that scales the value rows and leaves queries and keys alone.
+
+    `to_v` has no bias, so that scaling its input scales its output.
+
+    Args:
+        factors: [rows, tokens], for the whole call.
+    """
+    def scale_values(n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+                     ) -> tuple[Tensor, Tensor, Tensor]:
+        if value.shape[:2] != factors.shape:
+            raise ValueError(
+                f"Token Attention Scale expected text of {tuple(factors.shape)} rows and tokens, got "
+                f"{tuple(value.shape[:2])}; place the node that changes the text inside the model after it.")
+        return n, context, value * factors.to(value).unsqueeze(-1)
+
+    return scale_values
+
+
+def make_joint_override(factors: Tensor, image_tokens: int, inner: Override | None) -> Override:
+    """Joint attention of a diffusion transformer: image queries see scaled text values, text queries the original ones.
+
+    The queries are split in two calls of the host's own kernel, which together cost what one does.
+
+    Args:
+        factors: [rows, text tokens]. The text comes first in the joint sequence.
+        image_tokens: tokens of the picture alone, to pass image-only attention through.
+        inner: an override found in the host's slot, called in place of the kernel.
+    """
+    text = factors.shape[1]
+
+    def attend_scaled(func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any,
+                      ) -> Tensor:
+        def attend(q: Tensor, v: Tensor, part: slice) -> Tensor:
+            masked = slice_mask(args, kwargs, part, tokens)
+            if inner is None:
+                return func(q, k, v, heads, *masked[0], **masked[1])
+            return inner(func, q, k, v, heads, *masked[0], **masked[1])
+
+        split = kwargs.get("skip_reshape", False)  # [rows, heads, tokens, d] or [rows, tokens, heads * d]
+        axis = 2 if split else 1
+        tokens = q.shape[axis]
+        if tokens == image_tokens:
+            return attend(q, v, slice(None))
+        weights = factors.to(v)[:, None, :, None] if split else factors.to(v)[:, :, None]
+        scaled = torch.cat([v.narrow(axis, 0, text) * weights, v.narrow(axis, text, tokens - text)], dim=axis)
+        own = attend(q.narrow(axis, 0, text), v, slice(0, text))
+        image = attend(q.narrow(axis, text, tokens - text), scaled, slice(text, None))
+        return torch.cat([own, image], dim=2 if kwargs.get("skip_output_reshape", False) else 1)
+
+    return attend_scaled
+
+
+def slice_mask(args: tuple[Any, ...], kwargs: dict[str, Any], part: slice, tokens: int,
+               ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments after `heads` with the mask cut to some of the queries.
+
+    A mask is [..., queries or 1, keys], given by position or by name.
+    """
+    mask = args[0] if args else kwargs.get("mask")
+    if mask is None or mask.shape[-2] != tokens:
+        return args, kwargs
+    cut = mask[..., part, :]
+    return ((cut, *args[1:]), kwargs) if args else (args, {**kwargs, "mask": cut})

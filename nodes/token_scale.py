@@ -1,0 +1,48 @@
+"""MagicMix's token attention scale: a word turned up, down, or into its absence."""
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host.token_scale import scale_tokens
+
+
+class TokenScale(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MixologyTokenScale",
+            display_name="Token Attention Scale",
+            category="mixology/attention",
+            description=(
+                "Encodes a prompt and scales the attention that the picture pays to words of it: up, down, or below "
+                "zero, which removes what the word names while the layout stays."),
+            search_aliases=["magicmix", "concept removal", "negative prompt weight", "attention reweight",
+                            "prompt to prompt", "mixology"],
+            inputs=[
+                io.Model.Input("model", tooltip=(
+                    "The model that will read this prompt: SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image.")),
+                io.Clip.Input("clip", tooltip="The model's text encoder."),
+                io.String.Input("text", default="", multiline=True, dynamic_prompts=True, tooltip=(
+                    "The prompt, encoded as CLIP Text Encode does; (word:1.2) and embeddings work as there.")),
+                io.String.Input("scales", default="", multiline=True, tooltip=(
+                    "One phrase a line: 'tiger = -1.5'. 1 changes nothing, 0 hides the words, below 0 removes what "
+                    "they name, above 1 stresses it; from -10 to 10. 'tiger = [-1, 0, 1]' gives each image of a batch "
+                    "its own value.")),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                    "When the scaling starts: 0 is pure noise, 1 the end.")),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                    "When the scaling ends: 1 is the end. Shapes are settled early, textures late.")),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model that heeds the scales. Sample with this one."),
+                io.Conditioning.Output(tooltip=(
+                    "The prompt with its scales, for a sampler's positive or negative input.")),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, text: str, scales: str, start_percent: float, end_percent: float,
+                ) -> io.NodeOutput:
+        return io.NodeOutput(*scale_tokens(model, clip, text, scales, start_percent, end_percent))
