@@ -1,80 +1,16 @@
 """Writes the templates of `workflows/`: run it in the tests' environment after a node's inputs changed.
 
     MIXOLOGY_HOST=... python tools/templates.py
-
-A template is a graph in the GUI's own format. Node definitions come from the host, so widget order is never typed here.
 """
 from __future__ import annotations
 
-import asyncio
-import json
+import os
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-SOCKETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}  # these show as widgets
+from graph import Graph, load_definitions
+
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
-Link = tuple[int, int]  # node id, output slot
-
-
-@dataclass
-class Graph:
-    """A workflow under construction."""
-
-    definitions: dict[str, Any]
-    nodes: list[dict[str, Any]] = field(default_factory=list)
-    links: list[list[Any]] = field(default_factory=list)
-
-    def add(self, kind: str, title: str, at: tuple[int, int], size: tuple[int, int], /, **inputs: Any) -> int:
-        """One node; an input that is a `Link` is wired, any other is its widget's value."""
-        definition = self.definitions[kind]
-        number = len(self.nodes) + 1
-        sockets: list[dict[str, Any]] = []
-        widgets: list[Any] = []
-        groups = definition.INPUT_TYPES()
-        for name, spec in {**groups.get("required", {}), **groups.get("optional", {})}.items():
-            options = spec[1] if len(spec) > 1 else {}
-            if isinstance(spec[0], list) or spec[0] in SOCKETS:
-                fallback = spec[0][0] if isinstance(spec[0], list) and spec[0] else ""
-                widgets.append(inputs.get(name, options.get("default", fallback)))
-                if name in ("seed", "noise_seed"):
-                    widgets.append("fixed")
-                if options.get("image_upload"):
-                    widgets.append("image")
-                continue
-            link = None
-            if isinstance(inputs.get(name), tuple):
-                link = self.connect(inputs[name], number, len(sockets), spec[0])
-            sockets.append({"name": name, "type": spec[0], "link": link, **({"shape": 7} if name in groups.get(
-                "optional", {}) else {})})
-        names = getattr(definition, "RETURN_NAMES", None) or definition.RETURN_TYPES
-        self.nodes.append({
-            "id": number, "type": kind, "title": title, "pos": list(at), "size": list(size), "flags": {},
-            "order": number - 1, "mode": 0, "inputs": sockets,
-            "outputs": [{"name": str(name or kind), "type": str(kind), "links": []}
-                        for name, kind in zip(names, definition.RETURN_TYPES)],
-            "properties": {"Node name for S&R": kind}, "widgets_values": widgets})
-        return number
-
-    def connect(self, source: Link, target: int, socket: int, kind: str) -> int:
-        number = len(self.links) + 1
-        self.links.append([number, source[0], source[1], target, socket, kind])
-        self.nodes[source[0] - 1]["outputs"][source[1]]["links"].append(number)
-        return number
-
-    def note(self, text: str, at: tuple[int, int], size: tuple[int, int]) -> None:
-        self.nodes.append({
-            "id": len(self.nodes) + 1, "type": "MarkdownNote", "title": "About", "pos": list(at), "size": list(size),
-            "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [], "outputs": [], "properties": {},
-            "widgets_values": [text], "color": "#432", "bgcolor": "#653"})
-
-    def write(self, name: str) -> None:
-        graph = {"last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
-                 "links": self.links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
-        path = ROOT / "workflows" / f"{name}.json"
-        path.write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
 
 
 def image_text(definitions: dict[str, Any]) -> Graph:
@@ -133,24 +69,65 @@ def text_text(definitions: dict[str, Any]) -> Graph:
     return graph
 
 
-TEMPLATES = {"magicmix_image_text": image_text, "magicmix_text_text": text_text}
+def token_scale(definitions: dict[str, Any]) -> Graph:
+    graph = Graph(definitions)
+    checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
+    size = graph.add("EmptyLatentImage", "Picture size", (0, 150), (320, 110), width=512, height=512, batch_size=5)
+    same = graph.add("LatentBatchSeedBehavior", "Same noise for all", (0, 310), (320, 60), samples=(size, 0),
+                     seed_behavior="fixed")
+    scale = graph.add("MixologyTokenScale", "Prompt with scales", (380, 0), (420, 340), model=(checkpoint, 0),
+                      clip=(checkpoint, 1), text="a photo of a fluffy cat on a red sofa",
+                      scales="fluffy = [-2, -1, 0, 1, 2]")
+    negative = graph.add("CLIPTextEncode", "Negative prompt", (380, 400), (420, 120), clip=(checkpoint, 1),
+                         text="blurry, low quality")
+    sampler = graph.add("KSampler", "KSampler", (860, 0), (320, 270), model=(scale, 0), positive=(scale, 1),
+                        negative=(negative, 0), latent_image=(same, 0), steps=30, cfg=7.5, sampler_name="ddim",
+                        scheduler="ddim_uniform")
+    decode = graph.add("VAEDecode", "VAE Decode", (1240, 0), (220, 50), samples=(sampler, 0), vae=(checkpoint, 2))
+    graph.add("SaveImage", "Save Image", (1240, 110), (400, 420), images=(decode, 0),
+              filename_prefix="mixology/token_scale")
+    graph.note(
+        "**Token attention scale: turn a word up, down, or into its absence.**\n\n"
+        "1. Write the prompt, and below it one phrase a line with its value. 1 changes nothing, 0 hides the words, "
+        "below 0 removes what they name, above 1 stresses it.\n"
+        "2. A list gives each picture of the batch its own value: keep **batch_size** at the number of values. All "
+        "start from the same noise, so that only the value differs.\n"
+        "3. For one picture: `fluffy = 1.5` and batch_size 1. Add lines for more words.\n\n"
+        "SDXL: set Picture size to 1024 x 1024.", (860, 330), (320, 330))
+    return graph
 
 
-def load_definitions() -> dict[str, Any]:
-    """Every node class of the host and of the pack, by id."""
-    import nodes
+def concept_removal(definitions: dict[str, Any]) -> Graph:
+    graph = Graph(definitions)
+    checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
+    picture = graph.add("LoadImage", "Layout picture", (0, 150), (320, 320), image="example.png")
+    fit = graph.add("ImageScaleToTotalPixels", "Fit size", (0, 520), (320, 110), image=(picture, 0),
+                    upscale_method="area", megapixels=0.25, resolution_steps=8)
+    encode = graph.add("VAEEncode", "VAE Encode", (380, 520), (220, 50), pixels=(fit, 0), vae=(checkpoint, 2))
+    layout = graph.add("MixologyLayoutNoise", "Layout Noise", (380, 620), (300, 110), latent=(encode, 0))
+    scale = graph.add("MixologyTokenScale", "What to remove", (380, 0), (420, 300), model=(checkpoint, 0),
+                      clip=(checkpoint, 1), text="a photo of a tiger", scales="tiger = -1")
+    negative = graph.add("CLIPTextEncode", "Negative prompt", (380, 350), (420, 120), clip=(checkpoint, 1), text="")
+    mix = graph.add("MixologyLayoutMixKSampler", "Layout Mix", (860, 0), (340, 420), model=(scale, 0),
+                    positive=(scale, 1), negative=(negative, 0), layout=(layout, 0), nu=0.9)
+    decode = graph.add("VAEDecode", "VAE Decode", (1260, 0), (220, 50), samples=(mix, 0), vae=(checkpoint, 2))
+    graph.add("SaveImage", "Save Image", (1260, 110), (400, 420), images=(decode, 0),
+              filename_prefix="mixology/concept_removal")
+    graph.note(
+        "**MagicMix: take a concept out of a picture and keep its layout.**\n\n"
+        "1. Choose a checkpoint and a picture, and write a prompt that **names what the picture shows**.\n"
+        "2. Below it, give the word a negative value: the picture's layout then fills with something else.\n"
+        "3. **nu** near 1 lets go of the old content; lower it to stay closer to the picture. **k_max** higher allows "
+        "larger changes.\n\n"
+        "SDXL: set Fit size to 1 megapixel.", (860, 480), (340, 280))
+    return graph
 
-    async def load() -> None:
-        await nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False)
-        await nodes.load_custom_node(str(ROOT))
 
-    asyncio.run(load())
-    return dict(nodes.NODE_CLASS_MAPPINGS)
+TEMPLATES = {"magicmix_image_text": image_text, "magicmix_text_text": text_text, "token_scale": token_scale,
+             "concept_removal": concept_removal}
 
 
 def main() -> None:
-    import os
-
     sys.path.insert(0, os.environ["MIXOLOGY_HOST"])
     from comfy.cli_args import args
 
