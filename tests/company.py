@@ -36,16 +36,20 @@ def with_lora_hook(parts: Parts) -> Parts:
     return parts[0], comfy.hooks.set_hooks_for_conditioning(parts[1], hooks), parts[2]
 
 
-def with_controlnet(parts: Parts) -> Parts:
+def make_controlnet(seed: int = 1) -> Any:
+    """A ControlNet of random weights for the demo model."""
     unet = {**demo.read_config()["unet"], "hint_channels": 3}
     unet.pop("out_channels")
     network = comfy.cldm.cldm.ControlNet(**unet, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
-    tiny.fill(network, 1)
-    control = comfy.controlnet.ControlNet(
+    tiny.fill(network, seed)
+    return comfy.controlnet.ControlNet(
         network.train(False), load_device=comfy.model_management.get_torch_device(), manual_cast_dtype=None)
+
+
+def with_controlnet(parts: Parts) -> Parts:
     picture, _ = demo.draw_picture(CAPTION, 0, 128, 128)
     return parts[0], *core.ControlNetApplyAdvanced().apply_controlnet(
-        parts[1], parts[2], control, picture, 0.5, 0.0, 1.0)
+        parts[1], parts[2], make_controlnet(), picture, 0.5, 0.0, 1.0)
 
 
 def with_two_positives(parts: Parts) -> Parts:
@@ -56,6 +60,13 @@ def with_two_positives(parts: Parts) -> Parts:
 def with_region(parts: Parts) -> Parts:
     area = core.ConditioningSetArea().append(parts[1], 64, 64, 32, 32, 1.0)[0]
     return parts[0], core.ConditioningCombine().combine(area, parts[1])[0], parts[2]
+
+
+def with_long_prompt(parts: Parts) -> Parts:
+    _, clip, _ = demo.load_checkpoint("shapes")
+    positive = core.CLIPTextEncode().encode(clip, ", ".join([CAPTION] * 20))[0]
+    assert positive[0][0].shape[1] == 231
+    return parts[0], positive, parts[2]
 
 
 COMPANY = [with_lora, with_lora_hook, with_controlnet, with_two_positives, with_region]

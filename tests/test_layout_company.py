@@ -9,11 +9,12 @@ import nodes as core
 import pytest
 import tiny
 import torch
-from company import CAPTION, COMPANY, Parts
+from company import CAPTION, COMPANY, Parts, with_long_prompt
 from mixology.host import demo
 from mixology.host.layout import full_sigmas, make_layout, mix_latent, sigma_window
 
 pytestmark = pytest.mark.seam
+
 
 @pytest.fixture(scope="module", autouse=True)
 def inference() -> Iterator[None]:
@@ -27,13 +28,6 @@ def parts() -> Parts:
     """The demo model and a prompt and its negative."""
     model, clip, _ = demo.load_checkpoint("shapes")
     return model, *(core.CLIPTextEncode().encode(clip, text)[0] for text in (CAPTION, ""))
-
-
-def with_long_prompt(parts: Parts) -> Parts:
-    _, clip, _ = demo.load_checkpoint("shapes")
-    positive = core.CLIPTextEncode().encode(clip, ", ".join([CAPTION] * 20))[0]
-    assert positive[0][0].shape[1] == 231
-    return parts[0], positive, parts[2]
 
 
 @pytest.mark.parametrize("company", [*COMPANY, with_long_prompt])

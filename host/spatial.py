@@ -1,0 +1,174 @@
+"""Dual style in the host: a guider that gives each region of the picture a prompt and a CFG of its own."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.samplers
+import node_helpers
+import torch
+
+from ..samplers.spatial import (
+    blend_guidance,
+    blend_styles,
+    check_masks,
+    normalise_masks,
+    parse_scales,
+    resize_masks,
+)
+
+STYLE = "mixology_style"  # own key in a cond: which style it belongs to
+
+Conds = list[dict[str, Any]]
+
+
+class EpsilonMergeGuider(comfy.samplers.CFGGuider):
+    """eps = sum_i M_i (u + s_i (c_i - u)) with one u for all styles: N + 1 evaluations a step in one batched call.
+
+    The styles live side by side in the host's "positive" list, each cond marked with its style, so that the host
+    treats them as it treats combined prompts: a ControlNet that is meant for the negative too is handed to it, and
+    none to another style. Areas, masks, hooks and ControlNets of a style act in it alone, as in a plain run of it.
+
+    Functions that other nodes hang on CFG run once a step, as in a plain run: before and at CFG they get the merged
+    prediction sum_i M_i c_i as cond, u as uncond, and cfg; what they change in cond changes every style alike. A
+    style's own CFG adds M_i (s_i - cfg)(c_i - u) before the post-CFG functions see the result.
+
+    Args:
+        model: the patched model.
+        masks: MASK [N, H, W] or [N-1, H, W]; see `check_masks`.
+        positives: CONDITIONING of each style by input name, in order.
+        negative: CONDITIONING shared by all styles.
+        cfg: guidance scale; cfg_per_style: "5, 7.5", scales of the first styles.
+
+    Raises:
+        ValueError: on an empty conditioning, masks that do not fit, or an unreadable cfg_per_style.
+    """
+
+    def __init__(
+        self, model: Any, masks: torch.Tensor, positives: Mapping[str, Any], negative: Any, cfg: float,
+        cfg_per_style: str = "",
+    ):
+        super().__init__(model)
+        for name, conditioning in [*positives.items(), ("negative", negative)]:
+            if not conditioning:
+                raise ValueError(
+                    f"{name} expects a prompt, got an empty conditioning; connect for instance CLIP Text Encode to it."
+                )
+        self.masks = check_masks(masks, len(positives))
+        self.own_scales = parse_scales(cfg_per_style, len(positives))
+        self.weights: torch.Tensor | None = None  # the masks at the latent's size, during a run
+        self.painted: list[bool] = []  # which of them hold anything; the others need no evaluation
+        marked = [
+            entry for i, conditioning in enumerate(positives.values())
+            for entry in node_helpers.conditioning_set_values(conditioning, {STYLE: i})]
+        self.inner_set_conds({"positive": marked, "negative": negative})
+        self.set_cfg(cfg)
+
+    def inner_sample(self, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if noise.ndim < 4:
+            raise ValueError(
+                "The Epsilon Merge Guider expects an image or video latent, got one without height and width; use CFG "
+                "Guider for this model."
+            )
+        try:
+            return super().inner_sample(noise, *args, **kwargs)
+        finally:
+            self.weights, self.painted = None, []
+
+    def _weights_for(self, x: torch.Tensor) -> torch.Tensor:
+        """The masks at the size of `x`, [N, H, W]; some samplers ask for another size than the latent's."""
+        if self.weights is None or self.weights.shape[1:] != x.shape[-2:]:
+            weights = resize_masks(self.masks, *x.shape[-2:])
+            self.painted = weights.flatten(1).any(1).tolist()
+            self.weights = weights.to(x)
+        return self.weights
+
+    def _split_conds(self) -> tuple[list[Conds], list[Conds]]:
+        """Conds of each style, and the negative's for each style: one list for all, save for styles with areas.
+
+        The host's CFG reads an area of one side on the other side too; it adds these twins for both sides as a whole,
+        which would carry an area from style to style. Here each style gets its own.
+        """
+        shared = [cond for cond in self.conds["negative"] if STYLE not in cond]
+        styles = [[cond for cond in self.conds["positive"] if cond.get(STYLE) == i] for i in range(len(self.masks))]
+        negatives = []
+        for style in styles:
+            own, areas = list(shared), list(style)
+            for cond in areas:
+                comfy.samplers.create_cond_with_same_area_if_none(own, cond)
+            for cond in shared:
+                comfy.samplers.create_cond_with_same_area_if_none(style, cond)
+            negatives.append(shared if len(own) == len(shared) else own)
+        return styles, negatives
+
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> torch.Tensor:
+        """The guided denoised, [B, C, ..., H, W]."""
+        options = model_options or {}
+        styles, negatives = self._split_conds()
+        weights = self._weights_for(x)
+        shown = [i for i, style in enumerate(styles) if self.painted[i] and is_active(style, timestep)]
+        shown = shown or list(range(len(styles)))
+        if len(shown) < len(styles):
+            styles, negatives = [styles[i] for i in shown], [negatives[i] for i in shown]
+            weights = normalise_masks(torch.stack([weights[i] for i in shown]))
+        scales = [self.own_scales[i] if i < len(self.own_scales) else self.cfg for i in shown]
+        cfg = scales[0] if len(set(scales)) == 1 else self.cfg
+        skip = all(math.isclose(scale, 1.0) for scale in scales) and not options.get("disable_cfg1_optimization", False)
+
+        conds, unconds = self._evaluate(styles, None if skip else negatives, x, timestep, options)
+        merged, plain = blend_styles(conds, weights), blend_styles(unconds, weights)
+        cond_list = [entry for style, weight in zip(styles, weights) for entry in confine(style, weight, x)]
+        uncond_list = None if skip else self.conds["negative"]
+        cond, uncond = merged, plain
+        for function in options.get("sampler_pre_cfg_function", []):
+            cond, uncond, *_ = function({
+                "conds": [cond_list, uncond_list], "conds_out": [cond, uncond], "cond_scale": cfg,
+                "timestep": timestep, "input": x, "sigma": timestep, "model": self.inner_model,
+                "model_options": options})
+        if len(set(scales)) > 1:
+            shift = (cond - uncond) - (merged - plain)  # what the functions changed, in every style alike
+            own = blend_guidance(
+                [value + shift for value in conds], unconds, weights, [scale - cfg for scale in scales])
+            options = {**options, "sampler_post_cfg_function": [
+                lambda args: args["denoised"] + own, *options.get("sampler_post_cfg_function", [])]}
+        return comfy.samplers.cfg_function(
+            self.inner_model, cond, uncond, cfg, x, timestep, model_options=options, cond=cond_list,
+            uncond=uncond_list)
+
+    def _evaluate(
+        self, styles: list[Conds], negatives: list[Conds] | None, x: torch.Tensor, timestep: torch.Tensor,
+        options: dict[str, Any],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Predictions c_i and u_i of each style from one call of the host; u_i is zero without `negatives`."""
+        distinct: list[Conds | None] = [None]
+        which = [0] * len(styles)
+        if negatives is not None:
+            distinct = [conds for i, conds in enumerate(negatives) if not any(conds is n for n in negatives[:i])]
+            which = [next(k for k, conds in enumerate(distinct) if conds is own) for own in negatives]
+        # cond, uncond, more: patches of other packs read position 0 as cond and 1 as uncond
+        first, second, *rest = comfy.samplers.calc_cond_batch(
+            self.inner_model, [styles[0], distinct[0], *styles[1:], *distinct[1:]], x, timestep, options)
+        more = len(styles) - 1
+        unconds = [second, *rest[more:]]
+        return [first, *rest[:more]], [unconds[k] for k in which]
+
+
+def is_active(conds: Conds, sigma: torch.Tensor) -> bool:
+    """Whether any cond covers this sigma. A style that is out of its time leaves its place to the others."""
+    return any(
+        ("timestep_start" not in cond or bool(sigma[0] <= cond["timestep_start"]))
+        and ("timestep_end" not in cond or bool(sigma[0] >= cond["timestep_end"]))
+        for cond in conds)
+
+
+def confine(conds: Conds, weight: torch.Tensor, like: torch.Tensor) -> Conds:
+    """A style's conds inside its mask: the host merges lists of them as this guider merges predictions.
+
+    For the functions of other nodes that evaluate cond once more (perturbed attention, skipped layers).
+    """
+    weight = weight.expand(1, *like.shape[2:])
+    return [{**cond, "mask": cond["mask"] * weight if "mask" in cond else weight} for cond in conds]

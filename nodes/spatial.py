@@ -1,0 +1,83 @@
+"""Dual style nodes: several prompts in one picture, each in its own region."""
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host import spatial
+from ..samplers.spatial import MAX_MASKS, draw_gradient_masks
+
+ALIASES = ["dual style", "regional prompt", "style blend", "mixology"]
+MAX_SIDE = 16384
+
+
+class GradientMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MixologyGradientMask",
+            display_name="Gradient Masks",
+            category="mixology/spatial",
+            description="Draws masks that hand the picture from one style to the next. They sum to 1 at every pixel.",
+            search_aliases=[*ALIASES, "gradient mask", "linear", "logistic"],
+            inputs=[
+                io.Int.Input("width", default=512, min=1, max=MAX_SIDE, tooltip=(
+                    "Width of the masks in pixels; that of the picture. They are resized to the latent later.")),
+                io.Int.Input("height", default=512, min=1, max=MAX_SIDE, tooltip="Height of the masks in pixels."),
+                io.Combo.Input("profile", options=["linear", "logistic"], default="linear", tooltip=(
+                    "linear: an even blend from side to side. logistic: each style keeps its area, with a short "
+                    "transition between.")),
+                io.Int.Input("parts", default=2, min=2, max=MAX_MASKS, tooltip="How many styles along the angle."),
+                io.Float.Input("angle", default=0.0, min=-360.0, max=360.0, step=1.0, round=0.01, tooltip=(
+                    "Direction in degrees: 0 runs left to right, 90 top to bottom, 45 from corner to corner.")),
+                io.Float.Input("sharpness", default=20.0, min=0.0, max=1000.0, step=1.0, round=0.01, tooltip=(
+                    "Steepness of the logistic transition: 20 takes 22% of the picture, 70 about 6%. linear ignores "
+                    "it.")),
+                io.Int.Input("rows", default=1, min=1, max=MAX_MASKS, tooltip=(
+                    "Styles across the angle as well: 2 parts and 2 rows are four corners, row by row. parts times "
+                    "rows is at most 16.")),
+            ],
+            outputs=[io.Mask.Output(display_name="masks", tooltip="A batch of masks, one per style, row by row.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, width: int, height: int, profile: str, parts: int, angle: float, sharpness: float, rows: int,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(draw_gradient_masks(width, height, profile, parts, angle, sharpness, rows))
+
+
+class EpsilonMergeGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        prompt = io.Conditioning.Input("positive", tooltip="The prompt of one style, in the order of the masks.")
+        return io.Schema(
+            node_id="MixologyEpsilonMergeGuider",
+            display_name="Epsilon Merge Guider",
+            category="mixology/spatial",
+            description="Paints each region of the picture by its own prompt and merges their noise predictions, so "
+                        "that the styles meet without a seam. A guider for SamplerCustomAdvanced.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that paints all styles."),
+                io.Mask.Input("masks", tooltip=(
+                    "One mask per style, from Gradient Masks or from painted masks joined by Batch Masks. With one "
+                    "mask less, the last style takes the rest; where no mask is painted, the first fills in.")),
+                io.Conditioning.Input("negative", tooltip="What no style should show; evaluated once for all."),
+                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=(
+                    "Guidance scale of every style: how strongly it follows its prompt. Higher keeps styles apart.")),
+                io.String.Input("cfg_per_style", default="", tooltip=(
+                    "A guidance scale for each style, such as '5, 7.5'. Styles beyond the list use cfg.")),
+                io.Autogrow.Input(
+                    "positives", template=io.Autogrow.TemplatePrefix(prompt, prefix="positive_", min=2, max=MAX_MASKS),
+                    tooltip="The prompts of the styles, 2 to 16, in the order of the masks."),
+            ],
+            outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, masks: Any, negative: Any, cfg: float, cfg_per_style: str, positives: io.Autogrow.Type,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(spatial.EpsilonMergeGuider(model, masks, positives, negative, cfg, cfg_per_style))

@@ -1,0 +1,211 @@
+"""Styles by place: gradient masks, masks made ready for a latent, and the merge of several predictions.
+
+Dual style (Goldszal and Mercier, "Seamless Dual-Style Image Generation with Diffusion Models", noise merging):
+eps = sum_i M_i (u + s_i (c_i - u)) with one shared u. At one state and sigma the denoised is affine in eps and the
+masks sum to 1, so merging denoised predictions is merging eps.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+MAX_MASKS = 16
+
+
+def draw_ramp(width: int, height: int, angle: float) -> torch.Tensor:
+    """Position along `angle` at each pixel, 0 at the corner where it starts and 1 at the one where it ends.
+
+    Args:
+        angle: degrees; 0 runs left to right, 90 top to bottom.
+
+    Returns:
+        [H, W] in float64; at angle 0 each row is linspace(0, 1, width). 0.5 where the picture has no extent.
+    """
+    across, down = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+    y = torch.arange(height, dtype=torch.float64) - (height - 1) / 2
+    extent = abs(across) * (width - 1) + abs(down) * (height - 1)
+    if extent < 1e-6:  # one row or column, seen along its thin side
+        return torch.full((height, width), 0.5, dtype=torch.float64)
+    return ((x * across + y[:, None] * down) / extent + 0.5).clamp(0, 1)
+
+
+def split_ramp(t: torch.Tensor, parts: int, profile: str, sharpness: float) -> list[torch.Tensor]:
+    """Weights of `parts` neighbours along a ramp, none negative, summing to 1.
+
+    Args:
+        t: ramp in 0..1, any shape.
+        profile: "linear", hats at i / (parts - 1), or "logistic", differences of sigmoid(sharpness (t - j / parts)).
+        sharpness: steepness of the logistic transitions; 20 takes 22% of the ramp from 10 to 90%.
+    """
+    if parts == 1:
+        return [torch.ones_like(t)]
+    if profile == "linear":
+        return [(1 - (t * (parts - 1) - i).abs()).clamp_min(0) for i in range(parts)]
+    passed = [torch.sigmoid(sharpness * (t - j / parts)) for j in range(1, parts)]
+    edges = [torch.ones_like(t), *passed, torch.zeros_like(t)]
+    return [(edges[i] - edges[i + 1]).clamp_min(0) for i in range(parts)]
+
+
+def draw_gradient_masks(
+    width: int, height: int, profile: str, parts: int, angle: float, sharpness: float, rows: int,
+) -> torch.Tensor:
+    """Masks that share a picture between styles along an angle and, with `rows`, across it.
+
+    Returns:
+        [parts * rows, H, W] in float32, row by row, summing to 1 at every pixel.
+
+    Raises:
+        ValueError: if there are more masks than a guider takes.
+    """
+    if parts * rows > MAX_MASKS:
+        raise ValueError(
+            f"Gradient Masks expects parts times rows to be at most {MAX_MASKS}, got {parts} x {rows} = "
+            f"{parts * rows}; lower one of the two."
+        )
+    columns = split_ramp(draw_ramp(width, height, angle), parts, profile, sharpness)
+    lines = split_ramp(draw_ramp(width, height, angle + 90), rows, profile, sharpness)
+    return torch.stack([(line * column).float() for line in lines for column in columns])
+
+
+def check_masks(masks: torch.Tensor, styles: int) -> torch.Tensor:
+    """One mask per style from what a user wired.
+
+    Args:
+        masks: [N, H, W], [N-1, H, W] (the last style takes the rest), or [H, W] for a single one.
+        styles: N.
+
+    Returns:
+        [N, H, W] in float32, not yet summing to 1. A style's own mask may be empty: that style is not shown.
+
+    Raises:
+        ValueError: on another shape or count, on negative or non-finite values, and if all masks are empty.
+    """
+    masks = masks.unsqueeze(0) if masks.ndim == 2 else masks
+    if masks.ndim != 3 or masks.numel() == 0:
+        raise ValueError(
+            f"The masks are expected as a batch of pictures (count x height x width), got the shape "
+            f"{'x'.join(str(side) for side in masks.shape)}; use Gradient Masks, or join painted masks with Batch "
+            f"Masks."
+        )
+    if len(masks) not in (styles, styles - 1):
+        raise ValueError(
+            f"{styles} styles expect {styles} masks, or {styles - 1} where the last style takes the rest, got "
+            f"{len(masks)}; connect as many prompts as there are masks."
+        )
+    masks = masks.float()
+    if not bool((masks.isfinite() & (masks >= 0)).all()):
+        raise ValueError(
+            "The masks expect values from 0 to 1, got negative or undefined ones; clamp the masks or paint them anew."
+        )
+    if not bool(masks.any()):
+        raise ValueError(
+            "The masks expect at least one painted area, got empty masks only; paint them or use Gradient Masks."
+        )
+    if len(masks) == styles:
+        return masks
+    return torch.cat([masks, (1 - masks.sum(0, keepdim=True)).clamp_min(0)])
+
+
+def make_resize_matrix(size: int, target: int) -> torch.Tensor:
+    """Weights that resize one axis: means over the covered stretch where it shrinks, linear where it grows.
+
+    Returns:
+        [target, size] in float64, each row summing to 1, so that a partition of unity stays one.
+    """
+    pixel = torch.arange(size, dtype=torch.float64)
+    step = size / target
+    place = torch.arange(target, dtype=torch.float64)[:, None]
+    if target <= size:
+        covered = torch.minimum(pixel + 1, (place + 1) * step) - torch.maximum(pixel, place * step)
+        weights = covered.clamp_min(0)
+    else:
+        centre = ((place + 0.5) * step - 0.5).clamp(0, size - 1)
+        weights = (1 - (centre - pixel).abs()).clamp_min(0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def normalise_masks(masks: torch.Tensor) -> torch.Tensor:
+    """Masks [N, ...] scaled to sum 1; where all are zero the first takes the place."""
+    total = masks.sum(0)
+    first = torch.zeros_like(masks)
+    first[0] = 1
+    return torch.where(total > 0, masks / total.clamp_min(torch.finfo(masks.dtype).tiny), first)
+
+
+def resize_masks(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Masks at a latent's or a layer's size: the mean over each cell's area, at any ratio, then normalised.
+
+    Args:
+        masks: [N, H, W], none negative.
+
+    Returns:
+        [N, height, width] in float32, summing to 1; where all are zero the first style fills in.
+    """
+    rows = make_resize_matrix(masks.shape[1], height).to(masks)
+    columns = make_resize_matrix(masks.shape[2], width).to(masks)
+    return normalise_masks(rows @ masks @ columns.T)
+
+
+def prepare_masks(masks: torch.Tensor, styles: int, height: int, width: int) -> torch.Tensor:
+    """`check_masks`, then `resize_masks`: from a user's masks to weights [styles, height, width] that sum to 1."""
+    return resize_masks(check_masks(masks, styles), height, width)
+
+
+def blend_styles(values: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """sum_i M_i v_i / sum_i M_i, exact where all values agree and where one style has the place to itself.
+
+    Blends one style after another, each by its share among those so far: a plain weighted sum would round even where
+    the values are equal.
+
+    Args:
+        values: N tensors [B, C, ..., H, W].
+        weights: [N, H, W], none negative; where all are zero the first value stands.
+    """
+    weights = weights.to(values[0])
+    shares = weights / weights.cumsum(0).clamp_min(torch.finfo(weights.dtype).tiny)
+    result = values[0]
+    for value, share in zip(values[1:], shares[1:]):
+        result = torch.lerp(result, value, share.expand_as(value))
+    return result
+
+
+def blend_guidance(
+    conds: Sequence[torch.Tensor], unconds: Sequence[torch.Tensor], weights: torch.Tensor, scales: Sequence[float],
+) -> torch.Tensor:
+    """sum_i M_i s_i (c_i - u_i): guidance of styles with scales of their own.
+
+    Args:
+        conds: predictions c_i of the styles; unconds: u_i, usually one and the same; all [B, C, ..., H, W].
+        weights: [N, H, W], summing to 1.
+        scales: s_i, one per style.
+    """
+    return blend_styles([(c - u) * scale for c, u, scale in zip(conds, unconds, scales)], weights)
+
+
+def parse_scales(text: str, styles: int) -> list[float]:
+    """Read cfg_per_style, "5, 7.5", as one guidance scale per style, first styles first.
+
+    Raises:
+        ValueError: on an unreadable entry, one outside 0..100, or more entries than styles.
+    """
+    values = []
+    for word in text.replace(",", " ").replace(";", " ").split():
+        try:
+            value = float(word)
+        except ValueError:
+            value = float("nan")
+        if not 0.0 <= value <= 100.0:
+            raise ValueError(
+                f"cfg_per_style expects numbers between 0 and 100 such as '5, 7.5', got '{word}'; correct that entry "
+                f"or leave the field empty to use cfg for every style."
+            )
+        values.append(value)
+    if len(values) > styles:
+        raise ValueError(
+            f"cfg_per_style expects at most one number per style, got {len(values)} numbers for {styles} styles; "
+            f"shorten the list or connect more prompts."
+        )
+    return values
