@@ -5,9 +5,26 @@ in the guider's list of conditionings and the id that a guider gives each of the
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from comfy.patcher_extension import WrappersMP
+
 Row = tuple[int, Any]  # index in the guider's list, id
+
+
+def read_marks(model: Any, key: str, hand_out: Callable[..., Any], apply: Callable[..., Any]) -> Any:
+    """A clone of the model whose calls heed the marks of conditionings; one that does so already stays as it is.
+
+    Args:
+        hand_out: around `calc_cond_batch`, where conditionings are seen, to note what rows they will be.
+        apply: around one call of the model, where rows are, to patch attention for this call.
+    """
+    clone = model.clone()
+    for kind, wrapper in ((WrappersMP.CALC_COND_BATCH, hand_out), (WrappersMP.APPLY_MODEL, apply)):
+        clone.remove_wrappers_with_key(kind, key)
+        clone.add_wrapper_with_key(kind, key, wrapper)
+    return clone
 
 
 def mark_conditioning(conditioning: list[Any], key: str, mark: Any) -> list[Any]:

@@ -13,11 +13,10 @@ from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention_patches.token_scale import extend_factors, make_joint_override, make_value_patch, spread_factors
-from .marks import Row, chunk_rows, find_marks, mark_conditioning
+from .marks import Row, chunk_rows, find_marks, mark_conditioning, read_marks
 from .words import parse_scales, place_scales
 
 KEY = "mixology_token_scale"
@@ -39,12 +38,25 @@ class TokenScale:
     start_percent: float
     end_percent: float
 
-    def acts(self, model_sampling: Any, timestep: Tensor) -> bool:
-        """Whether a step at sigma `timestep` [B] lies in the window, ends included, as the host's own windows."""
-        if self.start_percent <= 0.0 and self.end_percent >= 1.0:
-            return True
-        start, end = (model_sampling.percent_to_sigma(p) for p in (self.start_percent, self.end_percent))
-        return end <= float(timestep[0]) <= start
+    def factors_at(self, model_sampling: Any, timestep: Tensor, images: int, tokens: int) -> Tensor | None:
+        """Factors [values, tokens] at sigma `timestep` [B]; None outside the window, whose ends belong to it.
+
+        Args:
+            images: size of the batch; tokens: length of the conditioning, which other text may be appended to.
+
+        Raises:
+            ValueError: if a phrase has another number of values than the batch has images.
+        """
+        if self.start_percent > 0.0 or self.end_percent < 1.0:
+            start, end = (model_sampling.percent_to_sigma(p) for p in (self.start_percent, self.end_percent))
+            if not end <= float(timestep[0]) <= start:
+                return None
+        values = len(self.factors)
+        if values not in (1, images):
+            raise ValueError(
+                f"Token Attention Scale got {values} values for a phrase and {images} images; give one value, or one "
+                f"for each image of the batch.")
+        return extend_factors(self.factors, tokens)
 
 
 def scale_tokens(model: Any, clip: Any, text: str, scales: str, start_percent: float, end_percent: float,
@@ -84,29 +96,17 @@ def patch_model(model: Any) -> Any:
         raise ValueError(
             f"Token Attention Scale expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got "
             f"{type(network).__name__}; its attention gives no place to scale text tokens.")
-    clone = model.clone()
-    for kind, wrapper in ((WrappersMP.CALC_COND_BATCH, hand_out_factors), (WrappersMP.APPLY_MODEL, apply_factors)):
-        clone.remove_wrappers_with_key(kind, KEY)
-        clone.add_wrapper_with_key(kind, KEY, wrapper)
-    return clone
+    return read_marks(model, KEY, hand_out_factors, apply_factors)
 
 
 def hand_out_factors(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
                      model_options: dict[str, Any]) -> Any:
-    """Around `calc_cond_batch`: tells the model calls inside which rows to scale.
-
-    Raises:
-        ValueError: if a phrase has another number of values than the batch has images.
-    """
+    """Around `calc_cond_batch`: tells the model calls inside which rows to scale."""
     table: dict[Row, Tensor] = {}
     for row, (mark, tokens) in find_marks(conds, KEY).items():
-        if mark.acts(model.model_sampling, timestep):
-            values = len(mark.factors)
-            if values not in (1, len(x)):
-                raise ValueError(
-                    f"Token Attention Scale got {values} values for a phrase and {len(x)} images; give one value, or "
-                    f"one for each image of the batch.")
-            table[row] = extend_factors(mark.factors, tokens)
+        factors = mark.factors_at(model.model_sampling, timestep, len(x), tokens)
+        if factors is not None:
+            table[row] = factors
     if table:
         options = {**model_options.get("transformer_options", {}), KEY: table}
         model_options = {**model_options, "transformer_options": options}

@@ -1,0 +1,149 @@
+"""Cross-attention merge: one prediction whose text attention is several texts', each in its place.
+
+Source: dual style (Goldszal and Mercier, "Seamless Dual-Style Image Generation with Diffusion Models", cross-attention
+merging): out = sum_i M_i Attn(Q, K_i, V_i) before `to_out`, in every cross-attention layer. Queries are computed once;
+the texts go through `to_k` and `to_v` side by side and are told apart again where attention is computed. One softmax
+over all texts would not be the same.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers.spatial import blend_styles, resize_masks
+
+Attention = Callable[..., Tensor]
+Area = tuple[int, int, int, int]  # height, width, y, x in latent pixels
+
+
+@dataclass
+class StyleMasks:
+    """Masks of a picture's styles, [N, H, W], and what layers made of them so far: each layer asks at every step."""
+
+    masks: Tensor
+    made: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+
+    def weights(self, picture: tuple[int, int], area: Area | None, layer: tuple[int, int], device: torch.device,
+                ) -> Tensor:
+        """The weights of the styles at each token, [N, tokens] in float32, summing to 1.
+
+        Args:
+            picture: height and width of the whole latent, which the masks cover.
+            area: the part of it that this call paints, or None for all; what lies beyond the picture is cut off.
+            layer: tokens of the layer down and across, which cover that part.
+        """
+        key = picture, area, layer, device
+        if key not in self.made:
+            shown = resize_masks(self.masks, *picture)
+            if area is not None:
+                height, width, y, x = area
+                shown = shown[:, y:y + height, x:x + width]
+            self.made[key] = resize_masks(shown, *layer).flatten(1).to(device)
+        return self.made[key]
+
+
+@dataclass
+class RowMerge:
+    """The styles of some rows of one model call.
+
+    Attributes:
+        rows: which rows of the batch.
+        contexts: texts of the styles after the first, [1 or rows, tokens, width]; the first is the rows' own.
+        factors: a factor for every token's value, [1 or rows, tokens] or None, for each of `contexts`.
+        masks, picture, area: where each style shows; see `StyleMasks.weights`.
+    """
+
+    rows: slice
+    contexts: Sequence[Tensor]
+    factors: Sequence[Tensor | None]
+    masks: StyleMasks
+    picture: tuple[int, int]
+    area: Area | None = None
+
+
+class MergedAttention:
+    """The two patches of one model call: the one lays texts side by side, the other attends to each.
+
+    The host calls them in turn in every block, so that the first tells the second what the next attention reads.
+
+    Args:
+        merges: of rows that do not overlap, in the order of the batch.
+        batch: rows of the call.
+        inner: an override found in the host's slot, called in place of the kernel.
+    """
+
+    def __init__(self, merges: Sequence[RowMerge], batch: int, inner: Attention | None):
+        self.merges = merges
+        self.inner = inner
+        # rows of other conditionings carry the texts too, unread: one projection for all
+        texts = [spread_rows(text, merge.rows, batch) for merge in merges for text in merge.contexts]
+        factors = [factor if factor is None else spread_rows(factor, merge.rows, batch).unsqueeze(-1)
+                   for merge in merges for factor in merge.factors]
+        self.lengths = [text.shape[1] for text in texts]
+        self.texts = torch.cat(texts, dim=1)
+        self.values = torch.cat([
+            text if factor is None else text * factor for text, factor in zip(texts, factors)], dim=1)
+        self.own = 0  # tokens of the rows' own text in the attention that comes next, 0 in self-attention
+        self.layer = (0, 0)  # its picture tokens, down and across
+
+    def lay_side_by_side(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+                         ) -> tuple[Tensor, Tensor, Tensor]:
+        """The `attn2_patch`: contexts [B, tokens, width] with the texts of all styles after the rows' own.
+
+        Raises:
+            ValueError: if the override was not asked after the last call.
+        """
+        if self.own:
+            raise ValueError(
+                "Cross-Attention Merge expected to compute the model's text attention, got a node that replaces it; "
+                "remove that node, or use the Epsilon Merge Guider.")
+        self.own = context.shape[1]
+        height, width = extra_options["activations_shape"][-2:]
+        self.layer = height, width
+        return n, torch.cat([context, self.texts], dim=1), torch.cat([value, self.values], dim=1)
+
+    def attend_each(self, func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any,
+                    ) -> Tensor:
+        """The override: attention to the rows' own text, and in the rows of a merge to each style's, blended.
+
+        Raises:
+            ValueError: if another node changed the texts or the picture's tokens in between.
+        """
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if self.inner is None:
+                return func(q, k, v, heads, *args, **kwargs)
+            return self.inner(func, q, k, v, heads, *args, **kwargs)
+
+        if not self.own:
+            return attend(q, k, v)
+        lengths, self.own = [self.own, *self.lengths], 0
+        expected, got = (self.layer[0] * self.layer[1], sum(lengths)), (q.shape[1], k.shape[1])
+        if got != expected:
+            raise ValueError(
+                f"Cross-Attention Merge expected {expected[0]} picture and {expected[1]} text tokens in a layer, got "
+                f"{got[0]} and {got[1]}; remove the node that changes them inside the model.")
+        keys, values = k.split(lengths, dim=1), v.split(lengths, dim=1)
+        out = attend(q, keys[0], values[0])
+        parts, done, first = [], 0, 1
+        for merge in self.merges:
+            rows, last = merge.rows, first + len(merge.contexts)
+            styles = [attend(q[rows], key[rows], value[rows])
+                      for key, value in zip(keys[first:last], values[first:last])]
+            weights = merge.masks.weights(merge.picture, merge.area, self.layer, q.device)
+            # the same weight for all channels of a token
+            parts += [out[done:rows.start], blend_styles([out[rows], *styles], weights.unsqueeze(-1))]
+            done, first = rows.stop, last
+        return torch.cat([*parts, out[done:]])
+
+
+def spread_rows(part: Tensor, rows: slice, batch: int) -> Tensor:
+    """[1 or rows, ...] as [batch, ...]: in its rows as given, elsewhere its first."""
+    spread = part[:1].expand(batch, *part.shape[1:])
+    if len(part) > 1:
+        spread = spread.clone()
+        spread[rows] = part
+    return spread

@@ -1,0 +1,42 @@
+"""Dual style's cross-attention merge: several prompts in one prediction, each in its place."""
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..host.attention_merge import merge_conditionings
+
+
+class AttentionMerge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        prompt = io.Conditioning.Input("conditioning", tooltip="The prompt of one style.")
+        return io.Schema(
+            node_id="MixologyAttentionMerge",
+            display_name="Cross-Attention Merge",
+            category="mixology/attention",
+            description=(
+                "Gives each region of a picture its own prompt inside one model evaluation: the picture's text "
+                "attention is shared out by masks. Keeps the picture more of a piece than merging predictions."),
+            search_aliases=["dual style", "attention couple", "regional prompt", "attention interpolation", "mixology"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will read these prompts: SD1.x, SD2.x or SDXL."),
+                io.Mask.Input("masks", tooltip=(
+                    "One mask per prompt, from Gradient Masks or from painted masks joined by Batch Masks. With one "
+                    "mask less, the last prompt takes the rest; where no mask is painted, the first fills in.")),
+                io.Autogrow.Input(
+                    "conditionings",
+                    template=io.Autogrow.TemplatePrefix(prompt, prefix="conditioning_", min=2, max=16),
+                    tooltip="The prompts, 2 to 16, in the order of the masks. The first also gives what is not text: "
+                            "pooled vector, ControlNet, area, hooks."),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model that reads merged prompts. Sample with this one."),
+                io.Conditioning.Output(tooltip="The merged prompt, for a sampler's or guider's positive input."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, masks: Any, conditionings: io.Autogrow.Type) -> io.NodeOutput:
+        return io.NodeOutput(*merge_conditionings(model, masks, conditionings))
