@@ -106,7 +106,7 @@ def concept_removal(definitions: dict[str, Any]) -> Graph:
     encode = graph.add("VAEEncode", "VAE Encode", (380, 520), (220, 50), pixels=(fit, 0), vae=(checkpoint, 2))
     layout = graph.add("MixologyLayoutNoise", "Layout Noise", (380, 620), (300, 110), latent=(encode, 0))
     scale = graph.add("MixologyTokenScale", "What to remove", (380, 0), (420, 300), model=(checkpoint, 0),
-                      clip=(checkpoint, 1), text="a photo of a tiger", scales="tiger = -1")
+                      clip=(checkpoint, 1), text="a photo of a tiger", scales="tiger = -2")
     negative = graph.add("CLIPTextEncode", "Negative prompt", (380, 350), (420, 120), clip=(checkpoint, 1), text="")
     mix = graph.add("MixologyLayoutMixKSampler", "Layout Mix", (860, 0), (340, 420), model=(scale, 0),
                     positive=(scale, 1), negative=(negative, 0), layout=(layout, 0), nu=0.9)
