@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PURE = ("samplers", "attention_patches", "metrics")
 ROOMS = (*PURE, "host", "nodes")
-FILLED = ("samplers", "attention_patches", "host", "nodes")  # rooms that must hold something by now
+FILLED = ("samplers", "attention_patches", "metrics", "host", "nodes")  # rooms that must hold something by now
 PURE_IMPORTS = {"torch", "einops", "math", "typing", "__future__", "dataclasses", "collections"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_extras", "comfy_execution", "folder_paths", "nodes",
                 "node_helpers", "latent_preview", "server", "execution", "app"}
@@ -22,7 +22,8 @@ TRAINING = {"judge.py"}  # demo files that only training and measuring need; tra
 BANNED = re.compile(r"subprocess|urllib|requests|os\.environ|sqlite3|eval\(|exec\(|import_module"
                     r"|torch\.load|\.cuda\(|torch\.autocast|\bprint\(")
 CONTRACT = {"MixologyLayoutNoise", "MixologyLayoutFromPrompt", "MixologyLayoutMixSampler",
-            "MixologyLayoutMixKSampler", "MixologyTokenScale", "MixologyDemoCheckpoint", "MixologyDemoPicture"}
+            "MixologyLayoutMixKSampler", "MixologyTokenScale", "MixologyAttentionMerge", "MixologyGradientMask",
+            "MixologyEpsilonMergeGuider", "MixologyCycleSampler", "MixologyDemoCheckpoint", "MixologyDemoPicture"}
 HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
 LANGUAGES = ("en", "zh")
 REGISTRIES = re.compile("pypi" r"\.org|pythonhosted" r"\.org|npmjs" r"\.|deb" r"\.debian|https?://[a-z.-]+/simple\b")
