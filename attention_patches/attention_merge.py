@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.spatial import blend_styles, resize_masks
+from ..samplers.spatial import resize_masks
 
 Attention = Callable[..., Tensor]
 Area = tuple[int, int, int, int]  # height, width, y, x in latent pixels
@@ -22,27 +22,36 @@ Area = tuple[int, int, int, int]  # height, width, y, x in latent pixels
 
 @dataclass
 class StyleMasks:
-    """Masks of a picture's styles, [N, H, W], and what layers made of them so far: each layer asks at every step."""
+    """Masks of a picture's styles, [N, H, W], and what layers made of them so far: each layer asks at every step.
+
+    They live as long as the conditioning does, so they stay where the masks are, on the CPU.
+    """
 
     masks: Tensor
     made: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
-    def weights(self, picture: tuple[int, int], area: Area | None, layer: tuple[int, int], device: torch.device,
-                ) -> Tensor:
-        """The weights of the styles at each token, [N, tokens] in float32, summing to 1.
+    def shares(self, picture: tuple[int, int], area: Area | None, layer: tuple[int, int]) -> Tensor:
+        """M_i / sum_(j <= i) M_j at each token: the share of a style after the first among those up to it.
+
+        Blending one style after another by these is sum_i M_i v_i, exact where all values agree.
 
         Args:
             picture: height and width of the whole latent, which the masks cover.
             area: the part of it that this call paints, or None for all; what lies beyond the picture is cut off.
             layer: tokens of the layer down and across, which cover that part.
+
+        Returns:
+            [N - 1, tokens, 1] in float32, one value for all channels of a token.
         """
-        key = picture, area, layer, device
+        key = picture, area, layer
         if key not in self.made:
             shown = resize_masks(self.masks, *picture)
             if area is not None:
                 height, width, y, x = area
                 shown = shown[:, y:y + height, x:x + width]
-            self.made[key] = resize_masks(shown, *layer).flatten(1).to(device)
+            weights = resize_masks(shown, *layer).flatten(1).unsqueeze(-1)
+            shares = weights / weights.cumsum(0).clamp_min(torch.finfo(weights.dtype).tiny)
+            self.made[key] = shares[1:]
         return self.made[key]
 
 
@@ -54,7 +63,7 @@ class RowMerge:
         rows: which rows of the batch.
         contexts: texts of the styles after the first, [1 or rows, tokens, width]; the first is the rows' own.
         factors: a factor for every token's value, [1 or rows, tokens] or None, for each of `contexts`.
-        masks, picture, area: where each style shows; see `StyleMasks.weights`.
+        masks, picture, area: where each style shows; see `StyleMasks.shares`.
     """
 
     rows: slice
@@ -85,10 +94,11 @@ class MergedAttention:
                    for merge in merges for factor in merge.factors]
         self.lengths = [text.shape[1] for text in texts]
         self.texts = torch.cat(texts, dim=1)
-        self.values = torch.cat([
+        self.values = self.texts if not any(factor is not None for factor in factors) else torch.cat([
             text if factor is None else text * factor for text, factor in zip(texts, factors)], dim=1)
         self.own = 0  # tokens of the rows' own text in the attention that comes next, 0 in self-attention
         self.layer = (0, 0)  # its picture tokens, down and across
+        self.placed: dict[tuple[int, tuple[int, int]], Tensor] = {}  # shares on the call's device, by merge and layer
 
     def lay_side_by_side(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
                          ) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +114,10 @@ class MergedAttention:
         self.own = context.shape[1]
         height, width = extra_options["activations_shape"][-2:]
         self.layer = height, width
-        return n, torch.cat([context, self.texts], dim=1), torch.cat([value, self.values], dim=1)
+        contexts = torch.cat([context, self.texts], dim=1)
+        if value is context and self.values is self.texts:
+            return n, contexts, contexts
+        return n, contexts, torch.cat([value, self.values], dim=1)
 
     def attend_each(self, func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any,
                     ) -> Tensor:
@@ -129,13 +142,15 @@ class MergedAttention:
         keys, values = k.split(lengths, dim=1), v.split(lengths, dim=1)
         out = attend(q, keys[0], values[0])
         parts, done, first = [], 0, 1
-        for merge in self.merges:
+        for index, merge in enumerate(self.merges):
             rows, last = merge.rows, first + len(merge.contexts)
-            styles = [attend(q[rows], key[rows], value[rows])
-                      for key, value in zip(keys[first:last], values[first:last])]
-            weights = merge.masks.weights(merge.picture, merge.area, self.layer, q.device)
-            # the same weight for all channels of a token
-            parts += [out[done:rows.start], blend_styles([out[rows], *styles], weights.unsqueeze(-1))]
+            merged = out[rows]
+            if (index, self.layer) not in self.placed:
+                self.placed[index, self.layer] = merge.masks.shares(merge.picture, merge.area, self.layer).to(merged)
+            shares = self.placed[index, self.layer]
+            for key, value, share in zip(keys[first:last], values[first:last], shares):
+                merged = torch.lerp(merged, attend(q[rows], key[rows], value[rows]), share)
+            parts += [out[done:rows.start], merged]
             done, first = rows.stop, last
         return torch.cat([*parts, out[done:]])
 

@@ -91,7 +91,7 @@ def merge_conditionings(model: Any, masks: Tensor, conditionings: Mapping[str, A
     styles = tuple(Style(text, options.get(SCALE_KEY)) for (text, options), seen in zip(others, shown[1:]) if seen)
     if not styles:
         return model, [first]
-    return model, mark_conditioning([first], KEY, Merge(styles, StyleMasks(masks[shown])))
+    return model, mark_conditioning([first], KEY, Merge(styles, StyleMasks(masks[shown].cpu())))
 
 
 def hand_out_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,

@@ -35,17 +35,20 @@ def mark_conditioning(conditioning: list[Any], key: str, mark: Any) -> list[Any]
 def find_marks(conds: list[list[dict[str, Any]] | None], key: str) -> dict[Row, tuple[Any, int]]:
     """Marks and text lengths of the conditionings in a `calc_cond_batch` call, by row.
 
-    A region hands a copy of itself, marks and id included, to the other lists, with their text in the model's input;
-    and Conditioning Zero Out keeps marks. Neither holds the marked text, so neither counts.
+    A region hands a copy of itself, marks and id included, to the other lists, where it reads the text of one of their
+    conditionings; and Conditioning Zero Out keeps marks. A row counts if it reads the text that was marked in its list.
     """
     found = {}
     for index, group in enumerate(conds):
+        owners = {}
         for cond in group or []:
-            if key in cond:
-                text = cond.get("cross_attn")
-                read = cond["model_conds"].get("c_crossattn")
-                if text is not None and read is not None and read.cond is text and bool(text.any()):
-                    found[index, cond["uuid"]] = cond[key], text.shape[1]
+            text, read = cond.get("cross_attn"), cond["model_conds"].get("c_crossattn")
+            if key in cond and text is not None and read is not None and read.cond is text and bool(text.any()):
+                owners[id(read)] = cond
+        for cond in group or []:
+            owner = owners.get(id(cond["model_conds"].get("c_crossattn")))
+            if owner is not None:
+                found[index, cond["uuid"]] = owner[key], owner["cross_attn"].shape[1]
     return found
 
 

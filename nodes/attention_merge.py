@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.attention_merge import merge_conditionings
+from ..samplers.spatial import MAX_MASKS
 
 
 class AttentionMerge(io.ComfyNode):
@@ -27,13 +28,15 @@ class AttentionMerge(io.ComfyNode):
                     "mask less, the last prompt takes the rest; where no mask is painted, the first fills in.")),
                 io.Autogrow.Input(
                     "conditionings",
-                    template=io.Autogrow.TemplatePrefix(prompt, prefix="conditioning_", min=2, max=16),
+                    template=io.Autogrow.TemplatePrefix(prompt, prefix="conditioning_", min=2, max=MAX_MASKS),
                     tooltip="The prompts, 2 to 16, in the order of the masks. The first also gives what is not text: "
                             "pooled vector, ControlNet, area, hooks."),
             ],
             outputs=[
-                io.Model.Output(tooltip="The model that reads merged prompts. Sample with this one."),
-                io.Conditioning.Output(tooltip="The merged prompt, for a sampler's or guider's positive input."),
+                io.Model.Output(
+                    display_name="model", tooltip="The model that reads merged prompts. Sample with this one."),
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="The merged prompt, for a sampler's or guider's inputs."),
             ],
         )
 
