@@ -63,7 +63,7 @@ def test_a_word_s_scale_moves_what_it_names(models: Models, part: str) -> None:
         noise = noise_for(range(100 * number, 100 * number + SEEDS)).repeat(len(SCALES), 1, 1, 1)
         values = [s for s in SCALES for _ in range(SEEDS)]
         model, positive = scale_tokens(models[0], models[1], caption, f"{word} = {values}", 0.0, 1.0)
-        verdict = judge.judge_pictures(paint(models, model, positive, noise, 12, 1.0))
+        verdict = judge.judge_pictures(paint(models, model, positive, noise, 8, 1.0))
         means += verdict.score(part, word).unflatten(0, (len(SCALES), SEEDS)).mean(dim=1) / len(CAPTIONS)
     assert means.diff().min() > 0.0, means
     assert means[0] < 0.15 and means[SCALES.index(0.0)] < 0.5 and means[-1] > 0.75, means
@@ -82,8 +82,8 @@ def test_a_negative_scale_removes_the_concept_and_keeps_more_than_deleting_the_w
         noise = noise_for(range(1000 + 100 * number, 1000 + 100 * number + SEEDS))
         values = [s for s in (1.0, REMOVED) for _ in range(SEEDS)]
         model, positive = scale_tokens(models[0], models[1], text, f"{shape} = {values}", 0.0, 1.0)
-        scaled = paint(models, model, positive, noise.repeat(2, 1, 1, 1), 20, 4.0)
-        without = paint(models, models[0], core.CLIPTextEncode().encode(models[1], deleted)[0], noise, 20, 4.0)
+        scaled = paint(models, model, positive, noise.repeat(2, 1, 1, 1), 14, 4.0)
+        without = paint(models, models[0], core.CLIPTextEncode().encode(models[1], deleted)[0], noise, 14, 4.0)
         pictures = torch.cat([scaled, without])
         verdict = judge.judge_pictures(pictures)
         masks = verdict.mask.float().unflatten(0, (3, SEEDS))
@@ -113,7 +113,7 @@ def test_a_negative_scale_takes_the_concept_out_of_a_picture(models: Models) -> 
                  "deleted": (f"a on a {background} background", "")}
         for name, (text, scales) in texts.items():
             model, positive = scale_tokens(models[0], models[1], text, scales, 0.0, 1.0)
-            latent = mix_latent(model, positive, core.CLIPTextEncode().encode(models[1], "")[0], layout, 0, 25, 4.0,
+            latent = mix_latent(model, positive, core.CLIPTextEncode().encode(models[1], "")[0], layout, 0, 20, 4.0,
                                 "ddim", "ddim_uniform", 0.9, 0.75, 0.3, "", None, "paper")
             verdict = judge.judge_pictures(models[2].decode(latent["samples"]))
             gone[name].append(verdict.score("shape", shape) < 0.5)
