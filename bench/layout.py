@@ -1,6 +1,6 @@
 """What MagicMix costs over a bare core sampler at equal model evaluations, as a ratio in one run.
 
-    MIXOLOGY_HOST=path/to/ComfyUI python bench/layout.py [--checkpoint FILE] [--rounds N]
+    MIXOLOGY_HOST=path/to/ComfyUI python bench/layout.py [--checkpoint FILE | --real-size] [--rounds N]
 
 The wrapped and the bare sampler take turns on the same model, prompts, start and sigmas; the ratio of the fastest runs
 is printed, with the median of the pairwise ratios beside it. Without a checkpoint the demo checkpoint is measured.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timing import load_model, load_pack, make_parser, race
+from timing import CAPTIONS, load_model, load_pack, make_parser, race
 
 
 def main() -> None:
@@ -19,13 +19,11 @@ def main() -> None:
     load_pack()
     import comfy.sample
     import comfy.samplers
-    import nodes
     import torch
     from mixology.host import layout as magicmix
 
-    model, clip, side = load_model(arguments.checkpoint)
-    positive, negative = (
-        nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("a striped red star on a blue background", ""))
+    model, encode, side = load_model(arguments)
+    positive, negative = encode(CAPTIONS[0]), encode("")
     latent = {"samples": torch.randn(arguments.batch, 4, side, side, generator=torch.Generator().manual_seed(0))}
     sigmas = magicmix.full_sigmas(model, arguments.sampler, "ddim_uniform", 50)
     window = magicmix.sigma_window(model.model, sigmas, 0.6, 0.3)

@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on a white background")
+SD15: dict[str, Any] = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4], "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3,
+    "transformer_depth_middle": 1, "use_linear_in_transformer": False, "adm_in_channels": None,
+    "use_temporal_attention": False,
+}
+Encode = Callable[[str], Any]
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="an SD1.x or SDXL checkpoint; the demo checkpoint without it")
+    parser.add_argument("--real-size", action="store_true", help="SD1.5's network with random weights")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=1)
     return parser
@@ -38,17 +48,51 @@ def load_pack() -> None:
     spec.loader.exec_module(module)
 
 
-def load_model(checkpoint: Path | None) -> tuple[Any, Any, int]:
-    """model, clip and latent side."""
-    if checkpoint is None:
+def load_model(arguments: argparse.Namespace) -> tuple[Any, Encode, int]:
+    """The model, what makes a CONDITIONING of a text, and the latent's side."""
+    if arguments.real_size:
+        return build_real_size(), draw_conditioning, 64
+    import nodes
+
+    if arguments.checkpoint is None:
         from mixology.host.demo import load_checkpoint
 
         model, clip, _ = load_checkpoint("shapes")
-        return model, clip, 16
-    import comfy.sd
+        side = 16
+    else:
+        import comfy.sd
 
-    model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False)
-    return model, clip, 128 if "xl" in type(model.model).__name__.lower() else 64
+        model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(arguments.checkpoint), output_vae=False)
+        side = 128 if "xl" in type(model.model).__name__.lower() else 64
+    return model, lambda text: nodes.CLIPTextEncode().encode(clip, text)[0], side
+
+
+def build_real_size() -> Any:
+    """SD1.5's network, in half precision on a GPU; random weights that keep activations finite cost what others do."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import torch
+    from comfy import supported_models
+
+    config = supported_models.SD15(dict(SD15))
+    device = comfy.model_management.get_torch_device()
+    config.set_inference_dtype(torch.float32 if device.type == "cpu" else torch.float16, None)
+    model = config.get_model({}, "")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.diffusion_model.parameters():
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return comfy.model_patcher.ModelPatcher(
+        model.train(False), load_device=device, offload_device=torch.device("cpu"))
+
+
+def draw_conditioning(text: str) -> Any:
+    """77 random tokens of SD1.5's width, the same for the same text."""
+    import torch
+
+    generator = torch.Generator().manual_seed(sum(text.encode()))
+    return [[torch.randn(1, 77, SD15["context_dim"], generator=generator), {}]]
 
 
 def seconds(run: Callable[[], Any]) -> float:
