@@ -101,12 +101,14 @@ def make_joint_override(factors: Tensor, image_tokens: int, inner: Override | No
                 return func(q, k, v, heads, *masked[0], **masked[1])
             return inner(func, q, k, v, heads, *masked[0], **masked[1])
 
-        split = kwargs.get("skip_reshape", False)  # [rows, heads, tokens, d] or [rows, tokens, heads * d]
+        # [rows, heads, tokens, d]; else [rows, tokens, heads * d], and in SD3 values of [rows, tokens, heads, d]
+        split = kwargs.get("skip_reshape", False)
         axis = 2 if split else 1
         tokens = q.shape[axis]
         if tokens == image_tokens:
             return attend(q, v, slice(None))
-        weights = factors.to(v)[:, None, :, None] if split else factors.to(v)[:, :, None]
+        weights = factors.to(v)
+        weights = weights[:, None, :, None] if split else weights.reshape(*weights.shape, *[1] * (v.ndim - 2))
         scaled = torch.cat([v.narrow(axis, 0, text) * weights, v.narrow(axis, text, tokens - text)], dim=axis)
         own = attend(q.narrow(axis, 0, text), v, slice(0, text))
         image = attend(q.narrow(axis, text, tokens - text), scaled, slice(text, None))

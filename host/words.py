@@ -14,11 +14,13 @@ from torch import Tensor
 LIMIT = 10.0  # largest factor either way
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 VALUES = re.compile(rf"\[\s*{NUMBER}(?:\s*,\s*{NUMBER})*\s*,?\s*\]|{NUMBER}")
+UNKNOWN = "\ufffd"  # stands for letters that a tokenizer does not know
 # What a word is made of: a run of letters and their marks, a digit (CLIP splits numbers), a sign, or a letter of a
-# script without spaces.
+# script without spaces. An embedding is one part.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-PARTS = re.compile(rf"[{CJK}]|(?:[^\W\d_{CJK}]|[\u0300-\u036f])+|\d|[^\w\s]|_")
-EMBEDDING = re.compile(r"(?:(?<=\s)|(?<=\()|^)embedding:([^\s<\[():,]+)")
+NAME = r"embedding:([^\s<\[():,]+)"
+PARTS = re.compile(rf"{NAME}|[{CJK}]|(?:[^\W\d_{CJK}]|[\u0300-\u036f{UNKNOWN}])+|\d|[^\w\s]|_")
+EMBEDDING = re.compile(rf"(?:(?<=[\s()])|^){NAME}")
 TEMPLATE_END = "<|im_end|>"  # closes the prompt in a chat template
 # Byte-level tokenizers write a byte as a letter: a visible one as itself, the others from 256 on.
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -86,7 +88,7 @@ def place_scales(clip: Any, text: str, scales: list[Scale], tokens: int) -> Tens
                     raise ValueError(
                         f"Token Attention Scale finds no '{phrase}' in the prompt; choose from its words as the "
                         f"tokenizer {encoder} sees them: {list_words(parts)}.")
-                places |= found
+                places.update(*found)
             factors[:, sorted(places)] *= torch.tensor(values).unsqueeze(1)
     return factors
 
@@ -104,16 +106,22 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-def find_phrase(parts: list[Part], phrase: str) -> set[int]:
-    """Tokens of all occurrences of a phrase. A number is found whole only, like a word."""
+def find_phrase(parts: list[Part], phrase: str) -> list[frozenset[int]]:
+    """The tokens of each occurrence of a phrase. A number is found whole only, like a word."""
     wanted = [fold(match.group()) for match in PARTS.finditer(phrase)]
-    found: set[int] = set()
+    found = []
     for start in range(len(parts) - len(wanted) + 1 if wanted else 0):
         end = start + len(wanted)
-        inside = [part.text for part in parts[start:end]] == wanted
+        inside = all(reads_as(part.text, word) for part, word in zip(parts[start:end], wanted))
         if inside and not cuts_number(parts, start) and not cuts_number(parts, end):
-            found.update(*(part.tokens for part in parts[start:end]))
+            found.append(frozenset().union(*(part.tokens for part in parts[start:end])))
     return found
+
+
+def reads_as(text: str, word: str) -> bool:
+    """Whether a part may be this word. T5 does not know every letter, but those of ASCII and some of any word."""
+    known = text.split(UNKNOWN)
+    return any(known) and bool(re.fullmatch(r"[^\x00-\x7f]*".join(map(re.escape, known)), word))
 
 
 def cuts_number(parts: list[Part], place: int) -> bool:
@@ -122,7 +130,7 @@ def cuts_number(parts: list[Part], place: int) -> bool:
 
 def list_words(parts: list[Part]) -> str:
     """The words of a prompt, each once, for an error message."""
-    words = dict.fromkeys(part.text for part in parts if part.text.isalnum())
+    words = dict.fromkeys(part.text for part in parts if any(map(str.isalnum, part.text)))
     return ", ".join(words) if words else "none"
 
 
@@ -139,14 +147,16 @@ def read_prompt(clip: Any, text: str, tokens: int) -> list[tuple[str, list[Part]
     """
     encoded = clip.tokenize(text, return_word_ids=True)
     places = place_encoders(clip.cond_stage_model, encoded, tokens)
-    if max((first + count for _, first, count in places), default=0) != tokens:
+    numbered = all(len(token) == 3 for chunks in encoded.values() for chunk in chunks for token in chunk)
+    if not numbered or max((first + count for _, first, count in places), default=0) != tokens:
         raise ValueError(
             f"Token Attention Scale expected a text encoder of SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image, got "
             f"{type(clip.cond_stage_model).__name__}; load the one that belongs to the model.")
     readings = []
     for name, first, count in places:
         tokenizer = getattr(clip.tokenizer, name, None) or getattr(clip.tokenizer, f"clip_{name}")
-        spelled = spell_prompt(tokenizer, encoded[name], EMBEDDING.findall(text), max(0, -first))
+        loaded = [found for found in EMBEDDING.findall(text) if has_embedding(tokenizer, found)]
+        spelled = spell_prompt(tokenizer, encoded[name], loaded, max(0, -first))
         readings.append((name, split_parts([
             (letter, frozenset(first + place for place in owners if place < count)) for letter, owners in spelled])))
     return readings
@@ -177,7 +187,7 @@ def spell_prompt(tokenizer: Any, chunks: list[Any], embeddings: list[str], start
 
     Args:
         chunks: what the tokenizer returns with word ids: [[(token, weight, word id), ...], ...].
-        embeddings: names of the embeddings that the text mentions.
+        embeddings: names of the embeddings in it, in order.
         start: first position of the prompt, after the front of a chat template; its end is left out as well.
     """
     groups: dict[int, list[tuple[Any, int]]] = {}
@@ -196,6 +206,12 @@ def spell_prompt(tokenizer: Any, chunks: list[Any], embeddings: list[str], start
         else:
             spelled += spell_tokens(tokenizer, group)
     return spelled
+
+
+def has_embedding(tokenizer: Any, name: str) -> bool:
+    """Whether a mention of an embedding leaves tokens of it in the conditioning."""
+    chunks = tokenizer.tokenize_with_weights(f"embedding:{name}", return_word_ids=True)
+    return any(torch.is_tensor(token) for token, _, _ in list_tokens(tokenizer, chunks))
 
 
 def list_tokens(tokenizer: Any, chunks: list[Any]) -> Iterator[tuple[Any, int, int]]:
@@ -219,7 +235,7 @@ def spell_tokens(tokenizer: Any, group: list[tuple[int, int]]) -> Spelled:
     Raises:
         ValueError: for a tokenizer whose spelling is not known.
     """
-    vocabulary = tokenizer.tokenizer.get_vocab()
+    vocabulary = tokenizer.inv_vocab.values()
     pieces = [(tokenizer.inv_vocab[token], place) for token, place in group]
     if "a</w>" in vocabulary:  # CLIP: byte-level, with a mark at the end of a word
         return spell_bytes([(piece.replace("</w>", SPACE), place) for piece, place in pieces])
@@ -227,7 +243,7 @@ def spell_tokens(tokenizer: Any, group: list[tuple[int, int]]) -> Spelled:
         return spell_bytes(pieces)
     if "\u2581" in vocabulary:  # SentencePiece: letters, with a mark for the space
         return [(" " if letter == "\u2581" else letter, frozenset([place]))
-                for piece, place in pieces for letter in piece.replace("<unk>", "\ufffd")]
+                for piece, place in pieces for letter in piece.replace("<unk>", UNKNOWN)]
     raise ValueError(
         f"Token Attention Scale expected a CLIP, T5 or Qwen tokenizer, got {type(tokenizer).__name__}; use the text "
         f"encoder that belongs to the model.")

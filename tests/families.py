@@ -1,0 +1,217 @@
+"""Tiny models with random weights of the host's diffusion families, texts that fit them, and their text encoders."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import tiny
+import torch
+from comfy import model_base, sd1_clip, sdxl_clip, supported_models
+from comfy.supported_models_base import ClipTarget
+from comfy.text_encoders import flux as flux_text
+from comfy.text_encoders import qwen_image, sd2_clip, sd3_clip
+from safetensors.torch import save_file
+
+WIDTH = 20  # of a text token
+POOLED = 12  # of a pooled text
+SDXL_SIZES = 6 * 256  # what SDXL appends to the pooled text: three pairs of sizes, embedded
+UNET = {
+    "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2], "num_heads": -1, "num_head_channels": 16, "use_spatial_transformer": True,
+    "context_dim": WIDTH, "use_linear_in_transformer": True, "adm_in_channels": None, "use_temporal_attention": False,
+}
+
+
+class TinySD2Config(supported_models.SD20):
+    unet_config: dict[str, Any] = {}
+    unet_extra_config: dict[str, Any] = {"attn_precision": torch.float32}
+
+    def model_type(self, state_dict: dict[str, Any], prefix: str = "") -> model_base.ModelType:
+        return model_base.ModelType.V_PREDICTION
+
+
+class TinySDXLConfig(supported_models.SDXL):
+    unet_config: dict[str, Any] = {}
+
+
+class TinySD3Config(supported_models.SD3):
+    unet_config: dict[str, Any] = {}
+
+
+class TinyFluxConfig(supported_models.Flux):
+    unet_config: dict[str, Any] = {}
+
+
+class TinyQwenConfig(supported_models.QwenImage):
+    unet_config: dict[str, Any] = {}
+
+
+def raise_norms(patcher: Any) -> Any:
+    """Norm weights around 1: around 0, where `fill` puts them, attention would be nearly uniform."""
+    with torch.no_grad():
+        for name, parameter in patcher.model.diffusion_model.named_parameters():
+            if parameter.ndim == 1 and not name.endswith("bias"):
+                parameter += 1.0
+    return patcher
+
+
+def sd1(seed: int = 0) -> Any:
+    return raise_norms(tiny.unet(seed=seed, context=WIDTH))
+
+
+def sd2(seed: int = 0) -> Any:
+    """Linear projections around the transformers, heads of one width, v-prediction."""
+    return raise_norms(tiny.patcher_of(TinySD2Config({
+        **UNET, "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+    }), seed))
+
+
+def sdxl(seed: int = 0) -> Any:
+    """No attention on the first level, two transformers in a block, sizes and a pooled text beside the timestep."""
+    return raise_norms(tiny.patcher_of(TinySDXLConfig({
+        **UNET, "transformer_depth": [0, 2], "transformer_depth_output": [0, 0, 2, 2], "transformer_depth_middle": 2,
+        "num_classes": "sequential", "adm_in_channels": POOLED + SDXL_SIZES,
+    }), seed))
+
+
+def sd3(seed: int = 0, **options: Any) -> Any:
+    """Two heads of 64, the class's fixed width, in three joint blocks, the last of which drops the text."""
+    return raise_norms(tiny.patcher_of(TinySD3Config({
+        "input_size": None, "in_channels": 16, "patch_size": 2, "depth": 2, "num_blocks": 3, "mlp_ratio": 1.0,
+        "adm_in_channels": POOLED, "pos_embed_max_size": 32, "pos_embed_scaling_factor": None,
+        "context_embedder_config": {
+            "target": "torch.nn.Linear", "params": {"in_features": WIDTH, "out_features": 128}}, **options,
+    }), seed))
+
+
+def sd35_medium(seed: int = 0) -> Any:
+    """As SD3, with a second attention among image tokens alone in its first blocks."""
+    return sd3(seed, qk_norm="rms", x_block_self_attn_layers=[0, 1])
+
+
+def flux(seed: int = 0) -> Any:
+    return raise_norms(tiny.patcher_of(TinyFluxConfig({
+        "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": POOLED, "context_in_dim": WIDTH,
+        "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
+        "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
+        "txt_ids_dims": [],
+    }), seed))
+
+
+def qwen(seed: int = 0) -> Any:
+    return raise_norms(tiny.patcher_of(TinyQwenConfig({
+        "image_model": "qwen_image", "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 3,
+        "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6),
+    }), seed))
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to build a family's model, its latents and its texts.
+
+    Attributes:
+        joint: text and image tokens in one sequence, the text first; else cross-attention.
+        options: what a text carries besides its tokens and the pooled vector.
+    """
+
+    model: Callable[..., Any]
+    joint: bool
+    channels: int
+    pooled: bool
+    video: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def conditioning(self, seed: int, tokens: int, **options: Any) -> list[Any]:
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randn(1, tokens, WIDTH, generator=generator)
+        pooled = torch.randn(1, POOLED, generator=generator) if self.pooled else None
+        return [[text, {"pooled_output": pooled, **self.options, **options}]]
+
+    def latent(self, batch: int, height: int, width: int) -> torch.Tensor:
+        samples = tiny.latent(batch, height, width, channels=self.channels)["samples"]
+        return samples.unsqueeze(2) if self.video else samples
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """Of a joint family's picture; all of them have patches of 2."""
+        return -(-height // 2) * -(-width // 2)
+
+
+FAMILIES = {
+    "sd1": Family(sd1, False, 4, False),
+    "sd2": Family(sd2, False, 4, False),
+    "sdxl": Family(sdxl, False, 4, True, options={"width": 512, "height": 384}),
+    "sd3": Family(sd3, True, 16, True),
+    "sd35_medium": Family(sd35_medium, True, 16, True),
+    "flux": Family(flux, True, 16, True, options={"guidance": 2.5}),
+    "qwen": Family(qwen, True, 16, False, video=True),
+}
+
+
+# --------------------------------------------------------------------------------------------------- text encoders
+
+ENCODERS: dict[str, tuple[Any, Any]] = {
+    "sd1": (sd1_clip.SD1Tokenizer, sd1_clip.SD1ClipModel),
+    "sd2": (sd2_clip.SD2Tokenizer, sd2_clip.SD2ClipModel),
+    "sdxl": (sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel),
+    "sd3": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip()),
+    "sd3_clip": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(t5=False)),
+    "sd3_g": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_l=False, t5=False)),
+    "sd3_l_t5": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_g=False)),
+    "sd3_t5": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_l=False, clip_g=False)),
+    "flux": (flux_text.FluxTokenizer, flux_text.FluxClipModel),
+    "qwen": (qwen_image.QwenImageTokenizer, qwen_image.QwenImageTEModel),
+}
+REAL_WIDTHS = {"l": 768, "g": 1280, "h": 1024, "t5": 4096}
+SPREAD = 32  # columns of a token's embedding that are not 0
+
+
+def text_encoder(name: str, embeddings: str | None = None) -> Any:
+    """A CLIP of the family's real classes in which every token changes its own position most.
+
+    Args:
+        embeddings: a folder of textual inversions; with one, the encoder has its real widths.
+    """
+    width = {key: real if embeddings else 32 for key, real in REAL_WIDTHS.items()}
+    if name in ("sd3", "sd3_l_t5"):
+        width["t5"] = 4096  # to which the host pads CLIP's channels
+    clips: dict[str, Any] = {f"clip_{part}_model_config": {
+        "hidden_size": width[part], "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3,
+    } for part in "lgh"}
+    clip = comfy.sd.CLIP(ClipTarget(*ENCODERS[name]), embedding_directory=embeddings, model_options={
+        "dtype": torch.float16, **clips,
+        "t5xxl_model_config": {"d_model": width["t5"], "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1},
+        "qwen25_7b_model_config": {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
+                                   "num_key_value_heads": 1, "num_hidden_layers": 1}})
+    fill_text(clip.cond_stage_model)
+    return clip
+
+
+def fill_text(encoder: torch.nn.Module) -> None:
+    """Random weights, small where other positions come in; nothing touches Qwen's vision tower."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if ".visual." in name or parameter.ndim == 0:
+                continue
+            part = parameter[:, :SPREAD] if len(parameter) > 10000 else parameter
+            mixes = name.endswith(("out_proj.weight", "SelfAttention.o.weight", "o_proj.weight"))
+            scale = 1e-3 * part[0].numel() ** -0.5 if mixes else 1.0 if part is not parameter else 0.1
+            parameter.zero_()
+            part.copy_(torch.randn(part.shape, generator=generator) * scale)
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter += 1.0
+
+
+def save_embeddings(folder: Path) -> None:
+    """Textual inversions: of SD1 (3 and 12 vectors), of SDXL (2 and 4 for its encoders), of SD2, and one for T5."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parts in {"three": {"emb_params": (3, 768)}, "twelve": {"emb_params": (12, 768)},
+                        "both-xl": {"clip_l": (2, 768), "clip_g": (4, 1280)}, "wide": {"emb_params": (2, 1024)},
+                        "t5": {"t5xxl": (2, 4096)}}.items():
+        tensors = {key: torch.zeros(shape) for key, shape in parts.items()}
+        for tensor in tensors.values():
+            tensor[:, :SPREAD] = torch.randn(len(tensor), SPREAD, generator=generator)
+        save_file(tensors, folder / f"{name}.safetensors")
