@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import commands
@@ -24,6 +25,7 @@ import stage
 import workflow
 from comfyui import Server
 from commands import Failure
+from graph import Graph
 from PIL import Image
 
 SAMPLER_INPUTS = {"required": {"model": ["MODEL", {}], "seed": ["INT", {"default": 0, "control_after_generate": True}],
@@ -81,6 +83,30 @@ def test_widgets_saved_by_name() -> None:
 def test_dynamic_combo_brings_its_own_widgets() -> None:
     prompt = workflow.convert(graph(node(1, "Resize", ["size", 64, 32, True]), links=[]), DEFINITIONS)
     assert prompt["1"]["inputs"] == {"method": "size", "method.width": 64, "method.height": 32, "smooth": True}
+
+
+def test_a_growing_input_is_wired_socket_by_socket() -> None:
+    """As the GUI saves it: one socket a link under the input's name, and one that waits for the next."""
+    template = {"input": {"required": {"prompt": ["LATENT", {}]}}, "prefix": "prompt_", "min": 2, "max": 3}
+    inputs = {"required": {"cfg": ["FLOAT", {"default": 2.0}], "prompts": ["COMFY_AUTOGROW_V3", {"template": template}],
+                           "mask": ["MASK", {}]}}
+    merge = SimpleNamespace(RETURN_TYPES=("GUIDER",), INPUT_TYPES=lambda: inputs)
+    latent = SimpleNamespace(RETURN_TYPES=("LATENT",), INPUT_TYPES=lambda: DEFINITIONS["Latent"]["input"])
+    drawn = Graph({"Merge": merge, "Latent": latent})
+    sources = [(drawn.add("Latent", "", (0, 0), (1, 1)), 0) for _ in range(3)]
+    for wired in (sources[:2], sources):
+        drawn.add("Merge", "", (0, 0), (1, 1), prompts=wired)
+    sockets = drawn.nodes[3]["inputs"]
+    names = ["prompts.prompt_0", "prompts.prompt_1", "prompts.prompt_2", "mask"]
+    assert [socket["name"] for socket in sockets] == names
+    assert [socket["label"] for socket in sockets[:3]] == ["prompt_0", "prompt_1", "prompt_2"]
+    assert [socket["link"] for socket in sockets] == [1, 2, None, None]
+    assert [socket.get("shape") for socket in sockets] == [None, None, 7, None]
+    assert len(drawn.nodes[4]["inputs"]) == 4 and drawn.links[4] == [5, 3, 0, 5, 2, "LATENT"]
+    definitions = {**DEFINITIONS, "Merge": {"input": inputs}}
+    prompt = workflow.convert({"nodes": drawn.nodes, "links": drawn.links}, definitions)
+    assert prompt["4"]["inputs"] == {"cfg": 2.0, "prompts.prompt_0": ["1", 0], "prompts.prompt_1": ["2", 0]}
+    assert prompt["5"]["inputs"]["prompts.prompt_2"] == ["3", 0]
 
 
 def test_reroutes_bypassed_muted_and_primitive_nodes() -> None:
@@ -321,13 +347,13 @@ def test_checkpoints_are_told_apart_by_their_header(tmp_path: Path) -> None:
 
 
 def test_the_judge_reads_picture_files() -> None:
-    scene = stage.demo_room("world").parse_caption("a plain red circle on a white background")
-    image = stage.demo_room("world").draw_scene(scene, 1)[0]
+    scene = stage.pure_room("demo.world").parse_caption("a plain red circle on a white background")
+    image = stage.pure_room("demo.world").draw_scene(scene, 1)[0]
     file = io.BytesIO()
     Image.fromarray((image * 255).round().byte().numpy()).save(file, "PNG")
     pictures = stage.read_pictures([file.getvalue()] * 2)
     assert pictures.shape == (2, 128, 128, 3) and (pictures[0] - image).abs().max() < 0.01
-    assert stage.demo_room("judge").judge_pictures(pictures).names("shape") == ["circle", "circle"]
+    assert stage.pure_room("demo.judge").judge_pictures(pictures).names("shape") == ["circle", "circle"]
 
 
 def test_the_gallery_needs_no_other_file(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SOCKETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}  # these show as widgets
+GROWING = "COMFY_AUTOGROW_V3"  # shows as many sockets as are wired, and one more
 Link = tuple[int, int]  # node id, output slot
 
 
@@ -24,7 +26,7 @@ class Graph:
     links: list[list[Any]] = field(default_factory=list)
 
     def add(self, kind: str, title: str, at: tuple[int, int], size: tuple[int, int], /, **inputs: Any) -> int:
-        """One node; an input that is a `Link` is wired, any other is its widget's value."""
+        """One node; an input that is a `Link` is wired, a growing one takes several, any other is a widget's value."""
         definition = self.definitions[kind]
         number = len(self.nodes) + 1
         sockets: list[dict[str, Any]] = []
@@ -40,6 +42,9 @@ class Graph:
                 if options.get("image_upload"):
                     widgets.append("image")
                 continue
+            if spec[0] == GROWING:
+                sockets += self.grow(name, options["template"], inputs[name], number, len(sockets))
+                continue
             link = None
             if isinstance(inputs.get(name), tuple):
                 link = self.connect(inputs[name], number, len(sockets), spec[0])
@@ -53,6 +58,18 @@ class Graph:
                         for name, kind in zip(names, definition.RETURN_TYPES)],
             "properties": {"Node name for S&R": kind}, "widgets_values": widgets})
         return number
+
+    def grow(self, name: str, template: dict[str, Any], sources: Sequence[Link], target: int, first: int,
+             ) -> list[dict[str, Any]]:
+        """The sockets of a growing input: one for each source, wired, and one that waits for the next."""
+        kind = next(iter(template["input"]["required"].values()))[0]
+        sockets: list[dict[str, Any]] = []
+        for index in range(min(len(sources) + 1, template["max"])):
+            label = f"{template['prefix']}{index}"
+            link = self.connect(sources[index], target, first + index, kind) if index < len(sources) else None
+            sockets.append({"name": f"{name}.{label}", "label": label, "type": kind, "link": link,
+                            **({} if index < template["min"] else {"shape": 7})})
+        return sockets
 
     def connect(self, source: Link, target: int, socket: int, kind: str) -> int:
         number = len(self.links) + 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gallery import Curve, Plot, Table
-from stage import Stage, demo_room, read_pictures
+from stage import Stage, pure_room, read_pictures
 from workflow import Workflow
 
 PARTS = ("shape", "colour", "texture")
@@ -53,7 +53,7 @@ def read(stage: Stage, workflow: Workflow, layout: str, content: str, seed: int)
     """One row for every picture of the run: overlap, then the parts."""
     import torch
 
-    judge, world = demo_room("judge"), demo_room("world")
+    judge, world = pure_room("demo.judge"), pure_room("demo.world")
     run = stage.run(workflow, f"measuring: {layout} + {content}")
     verdict = judge.judge_pictures(read_pictures(run.images[workflow.find("Save Image")]))
     _, mask = world.draw_scene(world.parse_caption(layout), seed, stage.side, stage.side)

@@ -70,11 +70,11 @@ class Stage:
         return run
 
 
-def demo_room(name: str) -> ModuleType:
-    """A module of demo/ that needs no host: "world" or "judge"."""
-    package = sys.modules.setdefault("mixology_demo", ModuleType("mixology_demo"))
-    package.__path__ = [str(ROOT / "demo")]
-    return importlib.import_module(f"mixology_demo.{name}")
+def pure_room(name: str) -> ModuleType:
+    """A module of the pack that needs no host, such as "demo.judge" or "metrics.image"."""
+    package = sys.modules.setdefault("mixology_pure", ModuleType("mixology_pure"))
+    package.__path__ = [str(ROOT)]
+    return importlib.import_module(f"mixology_pure.{name}")
 
 
 def read_pictures(files: Sequence[bytes]) -> torch.Tensor:

@@ -8,9 +8,11 @@ import os
 import sys
 from typing import Any
 
-from graph import Graph, load_definitions
+from graph import Graph, Link, load_definitions
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+VAN_GOGH = "a Van Gogh painting of a village by the sea, bold swirling brushstrokes, vibrant colors"
+PIXELS = "a Minecraft rendering of a village by the sea, pixelated textures, blocky cubes, sharp right angles"
 
 
 def image_text(definitions: dict[str, Any]) -> Graph:
@@ -123,8 +125,135 @@ def concept_removal(definitions: dict[str, Any]) -> Graph:
     return graph
 
 
+def dual_style_epsilon(definitions: dict[str, Any]) -> Graph:
+    graph = Graph(definitions)
+    checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
+    size = graph.add("EmptyLatentImage", "Picture size", (0, 150), (320, 110), width=512, height=512)
+    masks = graph.add("MixologyGradientMask", "Who paints where", (0, 310), (320, 220), profile="logistic")
+    left = graph.add("CLIPTextEncode", "Left style", (380, 0), (400, 140), clip=(checkpoint, 1), text=VAN_GOGH)
+    right = graph.add("CLIPTextEncode", "Right style", (380, 190), (400, 140), clip=(checkpoint, 1), text=PIXELS)
+    negative = graph.add("CLIPTextEncode", "Negative prompt", (380, 380), (400, 100), clip=(checkpoint, 1),
+                         text="blurry, low quality")
+    guider = graph.add("MixologyEpsilonMergeGuider", "Merge", (840, 0), (320, 190), model=(checkpoint, 0),
+                       masks=(masks, 0), positives=[(left, 0), (right, 0)], negative=(negative, 0))
+    add_sampling(graph, (840, 250), checkpoint, guider, (size, 0), "mixology/dual_style")
+    graph.note(
+        "**Dual style: two prompts share one picture, without a seam.**\n\n"
+        "1. Write a prompt for the left and one for the right. Keep what they show the same, and let only the style "
+        "differ.\n"
+        "2. **Who paints where** says which prompt has which part: logistic keeps both sides pure with a short "
+        "transition, linear blends all the way. **angle** 90 goes from top to bottom.\n"
+        "3. More styles: raise **parts**, and connect as many prompts to the guider. Painted masks, joined by Batch "
+        "Masks, work too.\n"
+        "4. **cfg_per_style** such as `5, 9` helps a style that the other one drowns.\n\n"
+        "SDXL: set Picture size to 1024 x 1024.", (0, 580), (400, 380))
+    return graph
+
+
+def dual_style_attention(definitions: dict[str, Any]) -> Graph:
+    graph = Graph(definitions)
+    checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
+    size = graph.add("EmptyLatentImage", "Picture size", (0, 150), (320, 110), width=512, height=512)
+    masks = graph.add("MixologyGradientMask", "Who paints where", (0, 310), (320, 220), profile="logistic",
+                      sharpness=30.0)
+    left = graph.add("CLIPTextEncode", "Left style", (380, 0), (400, 140), clip=(checkpoint, 1), text=VAN_GOGH)
+    right = graph.add("CLIPTextEncode", "Right style", (380, 190), (400, 140), clip=(checkpoint, 1), text=PIXELS)
+    negative = graph.add("CLIPTextEncode", "Negative prompt", (380, 380), (400, 100), clip=(checkpoint, 1),
+                         text="blurry, low quality")
+    merge = graph.add("MixologyAttentionMerge", "Merge", (840, 0), (320, 130), model=(checkpoint, 0), masks=(masks, 0),
+                      conditionings=[(left, 0), (right, 0)])
+    sampler = graph.add("KSampler", "KSampler", (840, 190), (320, 270), model=(merge, 0), positive=(merge, 1),
+                        negative=(negative, 0), latent_image=(size, 0), steps=30, cfg=10.0, sampler_name="ddim",
+                        scheduler="ddim_uniform")
+    decode = graph.add("VAEDecode", "VAE Decode", (1220, 0), (220, 50), samples=(sampler, 0), vae=(checkpoint, 2))
+    graph.add("SaveImage", "Save Image", (1220, 110), (400, 420), images=(decode, 0),
+              filename_prefix="mixology/dual_style")
+    graph.note(
+        "**Dual style by attention: two prompts in one model evaluation.**\n\n"
+        "1. Write a prompt for the left and one for the right. Keep what they show the same, and let only the style "
+        "differ.\n"
+        "2. It costs hardly more than one prompt and keeps the picture of a piece, but one style may take over: a "
+        "higher **cfg** and **sharpness** help against that, and so does another seed. Merging predictions (template "
+        "dual_style_epsilon) keeps styles apart more surely.\n"
+        "3. More styles: raise **parts**, and connect as many prompts.\n\n"
+        "For SD1.x, SD2.x and SDXL. SDXL: set Picture size to 1024 x 1024.", (0, 580), (400, 340))
+    return graph
+
+
+def four_corners(definitions: dict[str, Any]) -> Graph:
+    graph = Graph(definitions)
+    checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
+    size = graph.add("EmptyLatentImage", "Picture size", (0, 150), (320, 110), width=512, height=512)
+    masks = graph.add("MixologyGradientMask", "Who paints where", (0, 310), (320, 220), profile="logistic", rows=2)
+    corners = [
+        graph.add("CLIPTextEncode", title, (380, 170 * index), (400, 120), clip=(checkpoint, 1),
+                  text=f"a tree on a hill, {season}")
+        for index, (title, season) in enumerate((
+            ("Top left", "spring, pink blossoms"), ("Top right", "summer, lush green leaves"),
+            ("Bottom left", "autumn, golden leaves"), ("Bottom right", "winter, bare branches in the snow")))]
+    negative = graph.add("CLIPTextEncode", "Negative prompt", (380, 680), (400, 100), clip=(checkpoint, 1),
+                         text="blurry, low quality")
+    guider = graph.add("MixologyEpsilonMergeGuider", "Merge", (840, 0), (320, 230), model=(checkpoint, 0),
+                       masks=(masks, 0), positives=[(corner, 0) for corner in corners], negative=(negative, 0))
+    add_sampling(graph, (840, 290), checkpoint, guider, (size, 0), "mixology/four_corners")
+    graph.note(
+        "**Four corners: four prompts share one picture.**\n\n"
+        "1. Write what each corner shows. Whatever all prompts share holds the picture together.\n"
+        "2. **parts** counts the styles from left to right, **rows** those from top to bottom; connect the prompts row "
+        "by row, up to 16. A higher **sharpness** makes the transitions shorter.\n\n"
+        "A step costs one evaluation for each prompt and one for the negative. SDXL: set Picture size to 1024 x 1024.",
+        (0, 580), (340, 300))
+    return graph
+
+
+def restyle_photo(definitions: dict[str, Any]) -> Graph:
+    graph = Graph(definitions)
+    checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
+    picture = graph.add("LoadImage", "Picture", (0, 150), (320, 320), image="example.png")
+    fit = graph.add("ImageScaleToTotalPixels", "Fit size", (0, 520), (320, 110), image=(picture, 0),
+                    upscale_method="area", megapixels=0.25, resolution_steps=8)
+    encode = graph.add("VAEEncode", "VAE Encode", (0, 680), (220, 50), pixels=(fit, 0), vae=(checkpoint, 2))
+    source = graph.add("CLIPTextEncode", "What the picture shows", (380, 0), (400, 120), clip=(checkpoint, 1),
+                       text="a drawing of a girl in a pink dress on a green hill")
+    target = graph.add("CLIPTextEncode", "What it shall become", (380, 170), (400, 140), clip=(checkpoint, 1),
+                       text="a Van Gogh painting of a girl in a pink dress on a green hill, swirling brushstrokes")
+    negative = graph.add("CLIPTextEncode", "Negative prompt", (380, 360), (400, 100), clip=(checkpoint, 1), text="")
+    guider = graph.add("CFGGuider", "Target", (840, 0), (320, 110), model=(checkpoint, 0), positive=(target, 0),
+                       negative=(negative, 0), cfg=5.0)
+    cycle = graph.add("MixologyCycleSampler", "Cycle", (380, 510), (320, 160), conditioning=(source, 0))
+    add_sampling(graph, (840, 170), checkpoint, guider, (encode, 0), "mixology/restyle", sampler=cycle, steps=50,
+                 denoise=0.8)
+    graph.note(
+        "**CycleDiffusion: a picture in another style, with all else kept.**\n\n"
+        "1. Choose a picture, say what it shows, and say the same again in the style that it shall have. Only the "
+        "difference between the two prompts changes the picture.\n"
+        "2. **denoise** and **cfg** decide how far it goes: too faint, raise them; too much lost, lower them.\n"
+        "3. Two styles in one picture: put the Epsilon Merge Guider in the place of Target (template "
+        "dual_style_epsilon shows how).\n\n"
+        "SDXL: set Fit size to 1 megapixel.", (0, 800), (400, 320))
+    return graph
+
+
+def add_sampling(graph: Graph, at: tuple[int, int], checkpoint: int, guider: int, latent: Link, prefix: str,
+                 sampler: int | None = None, steps: int = 30, denoise: float = 1.0) -> None:
+    """From a guider to the saved picture; ddim unless a sampler is given."""
+    x, y = at
+    noise = graph.add("RandomNoise", "Noise", (x, y), (320, 90))
+    if sampler is None:
+        sampler = graph.add("KSamplerSelect", "Sampler", (x, y + 140), (320, 60), sampler_name="ddim")
+    sigmas = graph.add("BasicScheduler", "Steps", (x, y + 250), (320, 110), model=(checkpoint, 0),
+                       scheduler="ddim_uniform", steps=steps, denoise=denoise)
+    sampled = graph.add("SamplerCustomAdvanced", "Sample", (x + 380, 0), (260, 120), noise=(noise, 0),
+                        guider=(guider, 0), sampler=(sampler, 0), sigmas=(sigmas, 0), latent_image=latent)
+    decode = graph.add("VAEDecode", "VAE Decode", (x + 380, 170), (220, 50), samples=(sampled, 0),
+                       vae=(checkpoint, 2))
+    graph.add("SaveImage", "Save Image", (x + 380, 280), (400, 420), images=(decode, 0), filename_prefix=prefix)
+
+
 TEMPLATES = {"magicmix_image_text": image_text, "magicmix_text_text": text_text, "token_scale": token_scale,
-             "concept_removal": concept_removal}
+             "concept_removal": concept_removal, "dual_style_epsilon": dual_style_epsilon,
+             "dual_style_attention": dual_style_attention, "four_corners": four_corners,
+             "restyle_photo": restyle_photo}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfyui import Run
 from gallery import Curve, Picture, Plot, Section, Strip, Table
-from stage import Stage, demo_room, read_pictures
+from stage import Stage, pure_room, read_pictures
 from workflow import Workflow
 
 SCALES = ("-2", "-1", "0", "0.5", "1", "2")
@@ -148,7 +148,7 @@ def measure_words(stage: Stage) -> tuple[list[Plot], list[Table]]:
 
 
 def read_scores(stage: Stage, caption: str, part: str, seed: int) -> list[Any]:
-    judge, world = demo_room("judge"), demo_room("world")
+    judge, world = pure_room("demo.judge"), pure_room("demo.world")
     word = getattr(world.parse_caption(caption), part)
     workflow = prepare_sweep(stage, caption, word, seed)
     workflow.set("KSampler", steps=12, cfg=1.0)
