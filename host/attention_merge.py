@@ -103,7 +103,7 @@ def hand_out_styles(executor: Callable[..., Any], model: Any, conds: list[Any], 
         factors = [
             style.scale and style.scale.factors_at(model.model_sampling, timestep, len(x), style.text.shape[1])
             for style in merge.styles]
-        table[row] = RowStyles(merge, factors, tuple(x.shape[-2:]), areas[row] and tuple(areas[row]))
+        table[row] = RowStyles(merge, factors, (x.shape[-2], x.shape[-1]), areas[row] and tuple(areas[row]))
     if table:
         options = {**model_options.get("transformer_options", {}), KEY: table}
         model_options = {**model_options, "transformer_options": options}

@@ -85,8 +85,8 @@ def test_a_scaled_prompt_on_each_side(loaded: Parts) -> None:
     scaled, other = scale_tokens(scaled, clip, OTHER, "green = [-1, 0, 2]", 0.0, 1.0)
     merged, positive = merge(scaled, MASKS, first, other)
     own = []
-    for conditioning, phrase, values in ((first, "red", [-1.5]), (other, "green", [-1.0, 0.0, 2.0])):
-        text = CAPTION if phrase == "red" else OTHER
+    scales = (first, CAPTION, "red", [-1.5]), (other, OTHER, "green", [-1.0, 0.0, 2.0])
+    for conditioning, text, phrase, values in scales:
         factors = torch.ones(len(values), conditioning[0][0].shape[1])
         factors[:, text.split().index(phrase) + 1] = torch.tensor(values)
         own.append(lambda sigma, factors=factors: factors)

@@ -122,8 +122,8 @@ def test_with_layout_mixing(loaded: Parts) -> None:
 
     ours = mix(scaled, positive, "0.7, 0.7, 0.7")
     for index, s in enumerate((-1, 1, 2)):
-        single = mix(*scale_tokens(model, clip, CAPTION, f"red = {s}", 0.0, 1.0), "0.7")
-        assert torch.allclose(ours[index:index + 1], single, rtol=1e-4, atol=1e-4)
+        single, prompt = scale_tokens(model, clip, CAPTION, f"red = {s}", 0.0, 1.0)
+        assert torch.allclose(ours[index:index + 1], mix(single, prompt, "0.7"), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours[0], ours[2], atol=1e-2)
 
 

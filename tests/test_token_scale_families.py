@@ -1,7 +1,7 @@
 """Token attention scale on every family, against attention written out: softmax in float64, its columns scaled."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import comfy.samplers
@@ -59,7 +59,7 @@ def sample(family: Family, model: Any, positive: list[Any], batch: int, size: tu
                           disable_pbar=True, seed=0)
 
 
-def factors_of(places: dict[int, float | list[float]], tokens: int = TOKENS) -> Tensor:
+def factors_of(places: Mapping[int, float | list[float]], tokens: int = TOKENS) -> Tensor:
     columns = {place: torch.tensor(values).reshape(-1) for place, values in places.items()}
     factors = torch.ones(max(map(len, columns.values())), tokens)
     for place, values in columns.items():

@@ -64,7 +64,7 @@ def turn_words(stage: Stage) -> Section:
         run = stage.run(workflow, f"{text}: {word}")
         pictures = [Picture(data, f"s {s}") for s, data in zip(SCALES, run.images[workflow.find("Save Image")])]
         section.strips.append(Strip(pictures, f"{text}: {word}"))
-    section.settings = read_settings(workflow, "KSampler")
+        section.settings = read_settings(workflow, "KSampler")
     section.seconds = time.monotonic() - started
     if stage.checkpoint is None:
         section.plots, section.tables = measure_words(stage)
@@ -88,7 +88,7 @@ def remove_concepts(stage: Stage) -> Section:
         without.set("Layout Mix", nu_per_image="")
         deleted = stage.run(without, f"without the word: {shape}")
         section.strips.append(make_strip(run, shown, saved, deleted, shape))
-    section.settings = read_settings(workflow, "Layout Mix")
+        section.settings = read_settings(workflow, "Layout Mix")
     section.seconds = time.monotonic() - started
     return section
 
