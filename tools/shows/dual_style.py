@@ -81,17 +81,18 @@ def merge_styles(stage: Stage) -> Section:
     started = time.monotonic()
     for left, right, both in styles_for(stage.checkpoint is not None):
         strip: list[Picture] = []
-        for template, texts, caption in (
-                (EPSILON, (left, left), "left alone"), (EPSILON, (right, right), "right alone"),
-                (EPSILON, (left, right), "epsilon merge"), (ATTENTION, (left, right), "attention merge"),
-                (EPSILON, (both, both), "one prompt")):
-            workflow = prepare_styles(stage, template, *texts)
+        for template, first, second, caption in (
+                (EPSILON, left, left, "left alone"), (EPSILON, right, right, "right alone"),
+                (EPSILON, left, right, "epsilon merge"), (ATTENTION, left, right, "attention merge"),
+                (EPSILON, both, both, "one prompt")):
+            workflow = prepare_styles(stage, template, first, second)
             run = stage.run(workflow, f"{caption}: {left}")
             strip.append(Picture(run.images[workflow.find("Save Image")][0], caption))
         faded = fade(*(read_pictures([picture.data]) for picture in strip[:2]), "logistic")
         strip.insert(4, Picture(write_picture(faded[0]), "pixels faded"))
         section.strips.append(Strip(strip, f"{left}  |  {right}"))
-    section.settings = read_settings(prepare_styles(stage, EPSILON, left, right), "Who paints where", "Merge", "Steps")
+        merged = prepare_styles(stage, EPSILON, left, right)
+        section.settings = read_settings(merged, "Who paints where", "Merge", "Steps")
     section.seconds = time.monotonic() - started
     return section
 
@@ -141,7 +142,7 @@ def restyle_pictures(stage: Stage) -> Section:
             run = stage.run(workflow, f"two styles: {thing}")
             pictures.append(Picture(run.images[workflow.find("Save Image")][0], f"two, {method} merge"))
         section.strips.append(Strip(pictures, thing))
-    section.settings = read_settings(workflow, "Cycle", "Steps")
+        section.settings = read_settings(workflow, "Cycle", "Steps")
     if stage.checkpoint is None:
         section.tables = [measure_merges(stage)]
     section.seconds = time.monotonic() - started
