@@ -88,7 +88,8 @@ def merge_styles(stage: Stage) -> Section:
             workflow = prepare_styles(stage, template, first, second)
             run = stage.run(workflow, f"{caption}: {left}")
             strip.append(Picture(run.images[workflow.find("Save Image")][0], caption))
-        faded = fade(*(read_pictures([picture.data]) for picture in strip[:2]), "logistic")
+        alone = [read_pictures([picture.data]) for picture in strip[:2]]
+        faded = fade(alone[0], alone[1], "logistic")
         strip.insert(4, Picture(write_picture(faded[0]), "pixels faded"))
         section.strips.append(Strip(strip, f"{left}  |  {right}"))
         merged = prepare_styles(stage, EPSILON, left, right)
