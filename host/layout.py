@@ -27,6 +27,7 @@ from ..samplers.layout import (
     sample_layout_mix,
     spread_nu,
 )
+from .cycle import CycleSampler
 from .segments import SEED_STRIDE, Forward, SegmentRunner, start_state
 
 Latent = dict[str, Any]
@@ -188,7 +189,7 @@ class LayoutMixSampler(WrappedSampler):
         variant: "paper" mixes states; "diffusers" mixes what the model reads, as the community pipeline does.
 
     Raises:
-        ValueError: if nu or the window is out of order.
+        ValueError: if nu or the window is out of order, or the sampler holds a picture by itself.
     """
 
     def __init__(
@@ -196,6 +197,10 @@ class LayoutMixSampler(WrappedSampler):
         nu_per_image: str = "", mask: torch.Tensor | None = None, variant: str = "paper",
     ):
         super().__init__(sampler)
+        if isinstance(sampler, CycleSampler):
+            raise ValueError(
+                "The Layout Mix Sampler expects a solver, got the Cycle Sampler, which holds a picture by itself; wire "
+                "only one of the two to the sampling node.")
         check_range(nu, k_max, k_min)
         self.layout, self.nu, self.k_max, self.k_min = layout, nu, k_max, k_min
         self.nu_values, self.mask, self.variant = parse_nu_list(nu_per_image), mask, variant

@@ -12,6 +12,7 @@ import comfy_extras.nodes_perpneg as perpneg
 import pytest
 import tiny
 import torch
+from mixology.host.cycle import CycleSampler
 from mixology.host.layout import LayoutMixSampler, NoisedLayout, make_layout, mix_latent, record_layout
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
 
@@ -296,3 +297,9 @@ def test_one_layout_for_a_batch_and_masks_per_image(model: Any) -> None:
     sampler = LayoutMixSampler(comfy.samplers.sampler_object("euler"), NoisedLayout(one, SEED, False), 0.5, 0.6, 0.3)
     result = run(model, sampler, three, sigmas)
     torch.testing.assert_close(result[0], result[2], rtol=0, atol=1e-5)
+
+
+def test_a_sampler_that_holds_a_picture_by_itself() -> None:
+    layout = make_layout(tiny.latent(), SEED, "shared")
+    with pytest.raises(ValueError, match="expects a solver, got the Cycle Sampler, .*; wire only one of the two"):
+        LayoutMixSampler(CycleSampler(POSITIVE, 1.0, 0.1, 0), layout, 0.5, 0.6, 0.3)
