@@ -205,7 +205,8 @@ def _fit_backdrop(picture: torch.Tensor) -> torch.Tensor:
     spread = (ring - median).norm(dim=1)
     weight = (spread <= (3 * spread.median(dim=1, keepdim=True).values).clamp(0.08, 0.2)).float()
     normal = torch.einsum("bn,in,jn->bij", weight, ring_basis, ring_basis) / ring.shape[-1]
-    normal = normal + torch.diag(torch.tensor([0.0, 0.05, 0.05]))  # slopes need evidence all around
+    # slopes need evidence all around; a border of many colours gives none at all
+    normal = normal + torch.diag(torch.tensor([1e-6, 0.05, 0.05]))
     target = torch.einsum("bn,in,bcn->bic", weight, ring_basis, ring - median) / ring.shape[-1]
     fit = torch.linalg.solve(normal, target)
     return median[..., None] + torch.einsum("bic,ihw->bchw", fit, basis)

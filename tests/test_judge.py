@@ -248,6 +248,16 @@ def test_a_whole_region_is_the_picture_and_an_outer_region_is_empty() -> None:
     assert not judge_region(images, torch.zeros(128, 128)).present.any()
 
 
+def test_a_border_of_four_colours_is_judged_too() -> None:
+    """No background is near the border's median, so that none of its pixels counts as evidence."""
+    picture = torch.zeros(1, 64, 64, 3)
+    for index, name in enumerate(("red", "orange", "purple", "green")):
+        rows, columns = slice(32 * (index // 2), 32 * (index // 2) + 32), slice(32 * (index % 2), 32 * (index % 2) + 32)
+        picture[:, rows, columns] = torch.tensor(COLOURS[name]) / 255
+    verdict = judge_pictures(picture)
+    assert torch.isfinite(verdict.score("colour", "red")).all() and torch.isfinite(verdict.mask.float()).all()
+
+
 def test_silhouette_overlap_is_intersection_over_union() -> None:
     half, whole, none = torch.zeros(1, 8, 8), torch.ones(1, 8, 8), torch.zeros(1, 8, 8)
     half[:, :4] = 1

@@ -34,7 +34,7 @@ DEMO_CORNERS: tuple[Corners, ...] = (
     ([f"a {texture} green square on a white background" for texture in ("striped", "dotted", "plain", "checkered")],
      20.0, ""),
     ([f"a plain {colour} square on a yellow background" for colour in ("green", "blue", "purple", "red")],
-     100.0, "4, 4, 2, 5"))
+     100.0, "4, 4, 2, 4"))
 RESTYLED = ("red circle on a white background", "blue square on a yellow background",
             "green cross on a white background", "purple star on a white background")
 REAL_RESTYLES = ("a Van Gogh painting of", "a mosaic of")
