@@ -15,6 +15,7 @@ from timing import CAPTIONS, load_model, load_pack, make_parser, race
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--sampler", default="ddim")
+    parser.set_defaults(steps=50)
     arguments = parser.parse_args()
     load_pack()
     import comfy.sample
@@ -25,7 +26,7 @@ def main() -> None:
     model, encode, side = load_model(arguments)
     positive, negative = encode(CAPTIONS[0]), encode("")
     latent = {"samples": torch.randn(arguments.batch, 4, side, side, generator=torch.Generator().manual_seed(0))}
-    sigmas = magicmix.full_sigmas(model, arguments.sampler, "ddim_uniform", 50)
+    sigmas = magicmix.full_sigmas(model, arguments.sampler, "ddim_uniform", arguments.steps)
     window = magicmix.sigma_window(model.model, sigmas, 0.6, 0.3)
     noise = comfy.sample.prepare_noise(latent["samples"], 0)
     bare = comfy.samplers.sampler_object(arguments.sampler)

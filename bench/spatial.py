@@ -9,28 +9,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from timing import CAPTIONS, load_model, load_pack, make_parser, race
+from timing import CAPTIONS, load_model, load_pack, make_parser, race_guiders
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--styles", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
     load_pack()
-    import comfy.sample
-    import comfy.samplers
     import nodes
-    import torch
-    from mixology.host.layout import full_sigmas, make_guider, run_guider
+    from mixology.host.layout import make_guider
     from mixology.host.spatial import EpsilonMergeGuider
     from mixology.samplers.spatial import draw_gradient_masks
 
     model, encode, side = load_model(arguments)
     styles, negative = [encode(CAPTIONS[i % len(CAPTIONS)]) for i in range(arguments.styles)], encode("")
-    latent = {"samples": torch.zeros(arguments.batch, 4, side, side)}
-    sigmas = full_sigmas(model, "euler", "simple", arguments.steps)
-    noise = comfy.sample.prepare_noise(latent["samples"], 0)
     masks = draw_gradient_masks(side, side, "logistic", arguments.styles, 0.0, 20.0, 1)
     masked: list[Any] = []
     for mask, style in zip(masks, styles):
@@ -41,11 +34,7 @@ def main() -> None:
         "merged": EpsilonMergeGuider(
             model, masks, {f"positive_{i}": style for i, style in enumerate(styles)}, negative, 7.5),
     }
-    sampler = comfy.samplers.sampler_object("euler")
-    result = race({name: lambda guider=guider: run_guider(guider, sampler, sigmas, latent, noise, 0)
-                   for name, guider in guiders.items()}, arguments.rounds)
-    print(f"{model.load_device} {arguments.styles} styles batch {arguments.batch}: "
-          + ", ".join(f"{name} {result.fastest(name) / arguments.steps * 1000:.2f} ms a step" for name in guiders))
+    result = race_guiders(guiders, arguments, side, f"{arguments.styles} styles")
     print(f"{result.compare('merged', 'masked')} (equal evaluations)")
     print(f"{result.compare('merged', 'plain')} ({arguments.styles + 1} rows against 2)")
 

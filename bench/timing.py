@@ -30,6 +30,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--real-size", action="store_true", help="SD1.5's network with random weights")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20)
     return parser
 
 
@@ -136,3 +137,21 @@ def race(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> Race:
             for name in names[first:] + names[:first]:
                 spent[name].append(seconds(contenders[name]))
     return Race(spent)
+
+
+def race_guiders(guiders: Mapping[str, Any], arguments: argparse.Namespace, side: int, title: str) -> Race:
+    """Guiders of one model on the same start and sigmas; prints what a step of each takes."""
+    import comfy.sample
+    import comfy.samplers
+    import torch
+    from mixology.host.layout import full_sigmas, run_guider
+
+    model = next(iter(guiders.values())).model_patcher
+    latent = {"samples": torch.zeros(arguments.batch, 4, side, side)}
+    sigmas = full_sigmas(model, "euler", "simple", arguments.steps)
+    noise, sampler = comfy.sample.prepare_noise(latent["samples"], 0), comfy.samplers.sampler_object("euler")
+    result = race({name: lambda guider=guider: run_guider(guider, sampler, sigmas, latent, noise, 0)
+                   for name, guider in guiders.items()}, arguments.rounds)
+    print(f"{model.load_device} {title} batch {arguments.batch}: "
+          + ", ".join(f"{name} {result.fastest(name) / arguments.steps * 1000:.2f} ms a step" for name in guiders))
+    return result

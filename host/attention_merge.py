@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attention_patches.attention_merge import Area, MergedAttention, RowMerge, StyleMasks
 from ..samplers.spatial import check_masks
-from .marks import Row, chunk_rows, find_marks, mark_conditioning, read_marks
+from .marks import Row, chunk_rows, find_marks, hand_rows, mark_conditioning, read_marks
 from .token_scale import KEY as SCALE_KEY
 from .token_scale import OVERRIDE, TokenScale, patch_model
 
@@ -104,10 +104,7 @@ def hand_out_styles(executor: Callable[..., Any], model: Any, conds: list[Any], 
             style.scale and style.scale.factors_at(model.model_sampling, timestep, len(x), style.text.shape[1])
             for style in merge.styles]
         table[row] = RowStyles(merge, factors, (x.shape[-2], x.shape[-1]), areas[row] and tuple(areas[row]))
-    if table:
-        options = {**model_options.get("transformer_options", {}), KEY: table}
-        model_options = {**model_options, "transformer_options": options}
-    return executor(model, conds, x, timestep, model_options)
+    return executor(model, conds, x, timestep, hand_rows(model_options, KEY, table))
 
 
 def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,

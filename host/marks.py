@@ -52,6 +52,13 @@ def find_marks(conds: list[list[dict[str, Any]] | None], key: str) -> dict[Row, 
     return found
 
 
+def hand_rows(model_options: dict[str, Any], key: str, table: dict[Row, Any]) -> dict[str, Any]:
+    """Options whose model calls find `table` under `key`; the caller's own if there is nothing to find."""
+    if not table:
+        return model_options
+    return {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), key: table}}
+
+
 def chunk_rows(transformer_options: dict[str, Any]) -> list[Row]:
     """The row of every chunk of the call that runs, in the order of the batch."""
     return list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"]))

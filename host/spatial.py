@@ -14,7 +14,7 @@ from ..samplers.spatial import (
     blend_styles,
     check_masks,
     normalise_masks,
-    parse_scales,
+    parse_cfg_list,
     resize_masks,
 )
 
@@ -56,7 +56,7 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
                     f"{name} expects a prompt, got an empty conditioning; connect for instance CLIP Text Encode to it."
                 )
         self.masks = check_masks(masks, len(positives))
-        self.own_scales = parse_scales(cfg_per_style, len(positives))
+        self.own_scales = parse_cfg_list(cfg_per_style, len(positives))
         self.weights: torch.Tensor | None = None  # the masks at the latent's size, during a run
         self.painted: list[bool] = []  # which of them hold anything; the others need no evaluation
         marked = [

@@ -16,7 +16,7 @@ from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import Tensor
 
 from ..attention_patches.token_scale import extend_factors, make_joint_override, make_value_patch, spread_factors
-from .marks import Row, chunk_rows, find_marks, mark_conditioning, read_marks
+from .marks import Row, chunk_rows, find_marks, hand_rows, mark_conditioning, read_marks
 from .words import parse_scales, place_scales
 
 KEY = "mixology_token_scale"
@@ -107,10 +107,7 @@ def hand_out_factors(executor: Callable[..., Any], model: Any, conds: list[Any],
         factors = mark.factors_at(model.model_sampling, timestep, len(x), tokens)
         if factors is not None:
             table[row] = factors
-    if table:
-        options = {**model_options.get("transformer_options", {}), KEY: table}
-        model_options = {**model_options, "transformer_options": options}
-    return executor(model, conds, x, timestep, model_options)
+    return executor(model, conds, x, timestep, hand_rows(model_options, KEY, table))
 
 
 def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .numbers import parse_numbers
+
 SIGMA_TOLERANCE = 1e-5  # float32 grids meet thresholds computed in float64
 
 
@@ -124,19 +126,7 @@ def parse_nu_list(text: str) -> list[float]:
     Raises:
         ValueError: on an unreadable entry or one outside 0..1.
     """
-    values = []
-    for word in text.replace(",", " ").replace(";", " ").split():
-        try:
-            value = float(word)
-        except ValueError:
-            value = float("nan")
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(
-                f"nu_per_image expects numbers between 0 and 1 such as '0.1, 0.3, 0.5', got '{word}'; "
-                f"correct that entry or leave the field empty to use nu for every image."
-            )
-        values.append(value)
-    return values
+    return parse_numbers(text, "nu_per_image", 1.0, "0.1, 0.3, 0.5", "nu for every image")
 
 
 def spread_nu(values: Sequence[float], nu: float, batch: int) -> list[float]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .numbers import parse_numbers
+
 MAX_MASKS = 16
 
 
@@ -149,11 +151,6 @@ def resize_masks(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return normalise_masks(rows @ masks @ columns.T)
 
 
-def prepare_masks(masks: torch.Tensor, styles: int, height: int, width: int) -> torch.Tensor:
-    """`check_masks`, then `resize_masks`: from a user's masks to weights [styles, height, width] that sum to 1."""
-    return resize_masks(check_masks(masks, styles), height, width)
-
-
 def blend_styles(values: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """sum_i M_i v_i / sum_i M_i, exact where all values agree and where one style has the place to itself.
 
@@ -185,24 +182,13 @@ def blend_guidance(
     return blend_styles([(c - u) * scale for c, u, scale in zip(conds, unconds, scales)], weights)
 
 
-def parse_scales(text: str, styles: int) -> list[float]:
+def parse_cfg_list(text: str, styles: int) -> list[float]:
     """Read cfg_per_style, "5, 7.5", as one guidance scale per style, first styles first.
 
     Raises:
         ValueError: on an unreadable entry, one outside 0..100, or more entries than styles.
     """
-    values = []
-    for word in text.replace(",", " ").replace(";", " ").split():
-        try:
-            value = float(word)
-        except ValueError:
-            value = float("nan")
-        if not 0.0 <= value <= 100.0:
-            raise ValueError(
-                f"cfg_per_style expects numbers between 0 and 100 such as '5, 7.5', got '{word}'; correct that entry "
-                f"or leave the field empty to use cfg for every style."
-            )
-        values.append(value)
+    values = parse_numbers(text, "cfg_per_style", 100.0, "5, 7.5", "cfg for every style")
     if len(values) > styles:
         raise ValueError(
             f"cfg_per_style expects at most one number per style, got {len(values)} numbers for {styles} styles; "

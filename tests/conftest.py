@@ -53,6 +53,20 @@ def host_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
         getattr(folder_paths, f"set_{name}_directory")(str(tmp_path_factory.mktemp(name)))
 
 
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    """Tiny UNets by what they predict: eps, v, flow."""
+    import tiny
+
+    return {kind: tiny.unet(kind) for kind in tiny.KINDS}
+
+
+@pytest.fixture(scope="module")
+def model(models: dict[str, Any]) -> Any:
+    """The one that predicts eps."""
+    return models["eps"]
+
+
 @pytest.fixture(scope="session")
 def pack() -> dict[str, Any]:
     """The pack's node classes by id, from its entry point."""

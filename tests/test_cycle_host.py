@@ -29,16 +29,6 @@ def inference() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: tiny.unet(kind) for kind in tiny.KINDS}
-
-
-@pytest.fixture(scope="module")
-def model(models: dict[str, Any]) -> Any:
-    return models["eps"]
-
-
 @pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("eta", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 7, 10)])

@@ -26,16 +26,6 @@ def inference() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: tiny.unet(kind) for kind in tiny.KINDS}
-
-
-@pytest.fixture(scope="module")
-def model(models: dict[str, Any]) -> Any:
-    return models["eps"]
-
-
 @pytest.mark.parametrize(("name", "nu"), [
     ("ddim", 0.0), ("ddim", 0.35), ("ddim", 1.0), ("dpmpp_2m", 0.0), ("dpmpp_2m", 0.35), ("euler_ancestral", 0.35)])
 def test_recorded_layout_under_its_own_prompt_changes_nothing(model: Any, nu: float, name: str) -> None:

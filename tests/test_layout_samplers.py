@@ -26,16 +26,6 @@ def inference() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: tiny.unet(kind) for kind in tiny.KINDS}
-
-
-@pytest.fixture(scope="module")
-def model(models: dict[str, Any]) -> Any:
-    return models["eps"]
-
-
 @pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_nu_one_is_the_plain_sampler(models: dict[str, Any], kind: str, name: str) -> None:

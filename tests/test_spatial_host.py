@@ -28,16 +28,6 @@ def inference() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: tiny.unet(kind) for kind in tiny.KINDS}
-
-
-@pytest.fixture(scope="module")
-def model(models: dict[str, Any]) -> Any:
-    return models["eps"]
-
-
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance)
 

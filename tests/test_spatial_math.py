@@ -15,8 +15,7 @@ from mixology.samplers.spatial import (
     draw_gradient_masks,
     make_resize_matrix,
     normalise_masks,
-    parse_scales,
-    prepare_masks,
+    parse_cfg_list,
     resize_masks,
 )
 from toy import SIGMAS, eps_of, noise
@@ -155,7 +154,7 @@ def test_last_style_takes_the_rest() -> None:
     masks[0, :, 0], masks[1, :, :2] = 1, 0.5
     full = check_masks(masks, 3)
     assert full[:, 0].T.tolist() == [[1, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1], [0, 0, 1]]
-    ready = prepare_masks(masks, 3, 4, 4)
+    ready = resize_masks(check_masks(masks, 3), 4, 4)
     assert ready[:, 0, 0].tolist() == pytest.approx([2 / 3, 1 / 3, 0])
     single = masks_of(6, 6)
     assert torch.equal(check_masks(single, 2), torch.stack([single, 1 - single]))
@@ -166,7 +165,7 @@ def test_first_style_fills_in_and_overlaps_are_shared() -> None:
     masks = torch.zeros(3, 1, 4)
     masks[1, 0, 0], masks[2, 0, 0] = 1, 3
     masks[2, 0, 1] = 0.2
-    ready = prepare_masks(masks, 3, 1, 4)[:, 0]
+    ready = resize_masks(check_masks(masks, 3), 1, 4)[:, 0]
     assert ready.T.tolist() == [pytest.approx([0, 0.25, 0.75]), [0, 0, 1], [1, 0, 0], [1, 0, 0]]
     assert torch.equal(normalise_masks(torch.zeros(2, 3)), torch.tensor([[1.0] * 3, [0.0] * 3]))
 
@@ -175,15 +174,15 @@ def test_first_style_fills_in_and_overlaps_are_shared() -> None:
 def test_masks_of_any_type(kind: torch.dtype) -> None:
     masks = torch.zeros(2, 4, 6, dtype=kind)
     masks[0, :, :3], masks[1, :, 3:] = 1, 1
-    ready = prepare_masks(masks, 2, 4, 6)
+    ready = resize_masks(check_masks(masks, 2), 4, 6)
     assert ready.dtype == torch.float32 and torch.equal(ready, masks.float())
 
 
 def test_masks_are_left_as_they_were() -> None:
     masks = masks_of(2, 9, 9)
     copy = masks.clone()
-    prepare_masks(masks, 2, 4, 4)
-    prepare_masks(masks, 3, 4, 4)
+    resize_masks(check_masks(masks, 2), 4, 4)
+    resize_masks(check_masks(masks, 3), 4, 4)
     assert torch.equal(masks, copy)
 
 
@@ -254,7 +253,7 @@ def test_merge_of_eps_is_merge_of_denoised() -> None:
 @pytest.mark.parametrize(("text", "expected"), [
     ("", []), ("  ", []), ("5, 7.5", [5.0, 7.5]), ("1;2 3", [1.0, 2.0, 3.0]), ("0,100", [0.0, 100.0])])
 def test_scales(text: str, expected: list[float]) -> None:
-    assert parse_scales(text, 3) == expected
+    assert parse_cfg_list(text, 3) == expected
 
 
 @pytest.mark.parametrize(("text", "error"), [
@@ -266,4 +265,4 @@ def test_scales(text: str, expected: list[float]) -> None:
 ])
 def test_unreadable_scales(text: str, error: Any) -> None:
     with pytest.raises(ValueError, match=error):
-        parse_scales(text, 3)
+        parse_cfg_list(text, 3)

@@ -15,14 +15,20 @@ VAN_GOGH = "a Van Gogh painting of a village by the sea, bold swirling brushstro
 PIXELS = "a Minecraft rendering of a village by the sea, pixelated textures, blocky cubes, sharp right angles"
 
 
-def image_text(definitions: dict[str, Any]) -> Graph:
-    graph = Graph(definitions)
+def add_layout_picture(graph: Graph) -> tuple[int, int]:
+    """A checkpoint, and a picture that is made a layout: the nodes of both."""
     checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
     picture = graph.add("LoadImage", "Layout picture", (0, 150), (320, 320), image="example.png")
     fit = graph.add("ImageScaleToTotalPixels", "Fit size", (0, 520), (320, 110), image=(picture, 0),
                     upscale_method="area", megapixels=0.25, resolution_steps=8)
     encode = graph.add("VAEEncode", "VAE Encode", (380, 520), (220, 50), pixels=(fit, 0), vae=(checkpoint, 2))
     layout = graph.add("MixologyLayoutNoise", "Layout Noise", (380, 620), (300, 110), latent=(encode, 0))
+    return checkpoint, layout
+
+
+def image_text(definitions: dict[str, Any]) -> Graph:
+    graph = Graph(definitions)
+    checkpoint, layout = add_layout_picture(graph)
     content = graph.add("CLIPTextEncode", "Content prompt", (380, 0), (400, 160), clip=(checkpoint, 1),
                         text="a photo of a corgi sitting in the grass")
     negative = graph.add("CLIPTextEncode", "Negative prompt", (380, 210), (400, 120), clip=(checkpoint, 1),
@@ -101,12 +107,7 @@ def token_scale(definitions: dict[str, Any]) -> Graph:
 
 def concept_removal(definitions: dict[str, Any]) -> Graph:
     graph = Graph(definitions)
-    checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
-    picture = graph.add("LoadImage", "Layout picture", (0, 150), (320, 320), image="example.png")
-    fit = graph.add("ImageScaleToTotalPixels", "Fit size", (0, 520), (320, 110), image=(picture, 0),
-                    upscale_method="area", megapixels=0.25, resolution_steps=8)
-    encode = graph.add("VAEEncode", "VAE Encode", (380, 520), (220, 50), pixels=(fit, 0), vae=(checkpoint, 2))
-    layout = graph.add("MixologyLayoutNoise", "Layout Noise", (380, 620), (300, 110), latent=(encode, 0))
+    checkpoint, layout = add_layout_picture(graph)
     scale = graph.add("MixologyTokenScale", "What to remove", (380, 0), (420, 300), model=(checkpoint, 0),
                       clip=(checkpoint, 1), text="a photo of a tiger", scales="tiger = -2")
     negative = graph.add("CLIPTextEncode", "Negative prompt", (380, 350), (420, 120), clip=(checkpoint, 1), text="")
