@@ -127,14 +127,14 @@ def _join(parts: list[Verdict]) -> Verdict:
 
 
 def _judge_chunk(images: torch.Tensor, regions: torch.Tensor | None = None) -> Verdict:
-    picture = _resize_to_reference(images[..., :3].permute(0, 3, 1, 2).clamp(0, 1))  # BHWC -> BCHW
-    picture = _smooth(picture, 0.8)
-    backdrop = _fit_backdrop(picture)
+    picture = resize_to_reference(images[..., :3].permute(0, 3, 1, 2).clamp(0, 1))  # BHWC -> BCHW
+    picture = smooth(picture, 0.8)
+    backdrop = fit_backdrop(picture)
     off_backdrop = (picture - backdrop).norm(dim=1)
-    rough = _largest_part(_smooth((off_backdrop > _noise_threshold(off_backdrop)).float(), 1.5) > 0.5)
+    rough = largest_part(smooth((off_backdrop > _noise_threshold(off_backdrop)).float(), 1.5) > 0.5)
     mask = _refine_silhouette(picture, off_backdrop, rough)
 
-    region = torch.ones_like(rough).float() if regions is None else _resize_to_reference(regions[:, None])[:, 0]
+    region = torch.ones_like(rough).float() if regions is None else resize_to_reference(regions[:, None])[:, 0]
     inside = mask.float() * region
     presence = inside.mean(dim=(1, 2)) / region.mean(dim=(1, 2)).clamp(min=1e-6)
     present = (presence >= PRESENCE_THRESHOLD).float()[:, None]
@@ -146,13 +146,13 @@ def _judge_chunk(images: torch.Tensor, regions: torch.Tensor | None = None) -> V
         "texture": _texture_scores(picture, core, costs.argmin(dim=1)) * present,
     }
     if regions is None:
-        scores["shape"] = _shape_scores(inside) * present
+        scores["shape"] = shape_scores(inside) * present
         scores["background"] = _background_scores(picture)
     full = F.interpolate(mask.float()[:, None], size=images.shape[1:3], mode="bilinear", antialias=True)[:, 0]
     return Verdict(scores, full, presence)
 
 
-def _resize_to_reference(maps: torch.Tensor) -> torch.Tensor:
+def resize_to_reference(maps: torch.Tensor) -> torch.Tensor:
     """[B, C, H, W] with a short side of 128 pixels."""
     height, width = maps.shape[-2:]
     scale = REFERENCE_SIDE / min(height, width)
@@ -168,14 +168,14 @@ def _gaussian_matrix(size: int, sigma: float) -> torch.Tensor:
     return rows / rows.sum(dim=1, keepdim=True)
 
 
-def _smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+def smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     height, width = maps.shape[-2:]
     return _gaussian_matrix(height, sigma) @ maps @ _gaussian_matrix(width, sigma).T
 
 
 def _erode(mask: torch.Tensor) -> torch.Tensor:
     """About two pixels inside the mask, as 0 or 1; a mask without inside keeps all it has."""
-    core = (_smooth(mask.float(), 1.5) > 0.88) & mask
+    core = (smooth(mask.float(), 1.5) > 0.88) & mask
     return torch.where(core.any(dim=2).any(dim=1)[:, None, None], core, mask).float()
 
 
@@ -188,19 +188,19 @@ def _palette() -> torch.Tensor:
     return torch.tensor(list(COLOURS.values())) / 255
 
 
-def _ring_of(maps: torch.Tensor) -> torch.Tensor:
+def ring_of(maps: torch.Tensor) -> torch.Tensor:
     """The border pixels [..., N] of maps [..., H, W]."""
     rows = torch.cat([maps[..., :RING, :], maps[..., -RING:, :]], dim=-2).flatten(-2)
     columns = torch.cat([maps[..., RING:-RING, :RING], maps[..., RING:-RING, -RING:]], dim=-1).flatten(-2)
     return torch.cat([rows, columns], dim=-1)
 
 
-def _fit_backdrop(picture: torch.Tensor) -> torch.Tensor:
+def fit_backdrop(picture: torch.Tensor) -> torch.Tensor:
     """The background [B, C, H, W]: a plane through the border pixels that are near their median."""
     height, width = picture.shape[-2:]
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     basis = torch.stack([torch.ones_like(x), x, y])  # [3, H, W]
-    ring, ring_basis = _ring_of(picture), _ring_of(basis)  # [B, C, N], [3, N]
+    ring, ring_basis = ring_of(picture), ring_of(basis)  # [B, C, N], [3, N]
     median = ring.median(dim=-1, keepdim=True).values
     spread = (ring - median).norm(dim=1)
     weight = (spread <= (3 * spread.median(dim=1, keepdim=True).values).clamp(0.08, 0.2)).float()
@@ -217,15 +217,15 @@ def _noise_threshold(off_backdrop: torch.Tensor) -> torch.Tensor:
 
     More than the border itself reaches, and a fifth of the boldest part: dark ink on black is a quarter.
     """
-    noise = (3.5 * _ring_of(off_backdrop).median(dim=1).values).clamp(0.08, 0.16)
+    noise = (3.5 * ring_of(off_backdrop).median(dim=1).values).clamp(0.08, 0.16)
     bold = off_backdrop.flatten(1).kthvalue(round(0.92 * off_backdrop[0].numel()), dim=1).values
     return torch.maximum(noise, 0.2 * bold)[:, None, None]
 
 
-def _largest_part(mask: torch.Tensor) -> torch.Tensor:
+def largest_part(mask: torch.Tensor) -> torch.Tensor:
     """The connected part of `mask` around its densest place, found at half resolution."""
     half = F.max_pool2d(mask.float()[:, None], 2, ceil_mode=True)
-    density = _smooth(half, 3.0) * half
+    density = smooth(half, 3.0) * half
     part = (density == density.amax(dim=(2, 3), keepdim=True)).float() * half
     for _ in range(48):
         part = F.max_pool2d(F.max_pool2d(part, (1, 5), 1, (0, 2)), (5, 1), 1, (2, 0)) * half
@@ -274,13 +274,13 @@ def _refine_silhouette(picture: torch.Tensor, off_backdrop: torch.Tensor, rough:
     end = torch.where((ink_area > 0.1 * area)[:, None], means[1], means[0] * 0.97 + 0.001)
     off_shape = _off_segment(picture, start[..., None, None], end[..., None, None])
     mask = (off_shape < off_backdrop) & (off_backdrop > 0.05)
-    refined = _largest_part(_smooth(mask.float(), 1.2) > 0.5)
+    refined = largest_part(smooth(mask.float(), 1.2) > 0.5)
     return torch.where(rough.any(dim=2).any(dim=1)[:, None, None], refined, rough)
 
 
 def _background_scores(picture: torch.Tensor) -> torch.Tensor:
     """Scores [B, 8] from the border's median colour; a darker or lighter tone costs less than another hue."""
-    colour, palette = _ring_of(picture).median(dim=-1).values, _palette()
+    colour, palette = ring_of(picture).median(dim=-1).values, _palette()
     power = (palette * palette).sum(dim=1)
     tone = ((colour @ palette.T + TONE_COST * power) / ((1 + TONE_COST) * power)).clamp(0.7, 1.2)
     off_hue = (colour[:, None] - tone[..., None] * palette).square().sum(dim=2)
@@ -323,7 +323,7 @@ def _shape_templates() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(templates), torch.cat(owners)
 
 
-def _shape_scores(inside: torch.Tensor) -> torch.Tensor:
+def shape_scores(inside: torch.Tensor) -> torch.Tensor:
     """Best overlap [B, 8] of the normalised silhouette with each shape's templates, as scores."""
     templates, owners = _shape_templates()
     silhouette = _normalise_silhouette(inside)
@@ -354,8 +354,8 @@ def _texture_scores(picture: torch.Tensor, core: torch.Tensor, colour: torch.Ten
     """Scores [B, 4] from the ink's local amplitudes at two diagonal, one flat and one upright wave."""
     ink, weight = _ink_share(picture, colour)[:, ::2, ::2].clamp(-0.5, 1.5), core[:, ::2, ::2]
     window = WINDOW / 2
-    cover = _smooth(weight, window).clamp(min=1e-4)
-    ink = (ink - _smooth(ink * weight, window) / cover) * weight
+    cover = smooth(weight, window).clamp(min=1e-4)
+    ink = (ink - smooth(ink * weight, window) / cover) * weight
     height, width = ink.shape[-2:]
     x, y = torch.arange(width) * 2.0, torch.arange(height)[:, None] * 2.0
     diagonal = 0.5 * (1 / TEXTURE_PERIOD + 1 / (math.sqrt(2) * CHECKER_CELL)) / math.sqrt(2)
@@ -365,7 +365,7 @@ def _texture_scores(picture: torch.Tensor, core: torch.Tensor, colour: torch.Ten
     amplitudes = []
     for wave_x, wave_y in waves:
         angle = 2 * math.pi * (wave_x * x + wave_y * y)
-        energy = (_smooth(ink * angle.cos(), window) ** 2 + _smooth(ink * angle.sin(), window) ** 2) / cover ** 2
+        energy = (smooth(ink * angle.cos(), window) ** 2 + smooth(ink * angle.sin(), window) ** 2) / cover ** 2
         amplitudes.append(2 * ((energy * trust).sum(dim=(1, 2)) / trust.sum(dim=(1, 2)).clamp(min=1e-6)).sqrt())
     found = torch.stack(amplitudes, dim=1)
     known = _texture_amplitudes()

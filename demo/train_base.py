@@ -24,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5100, help="denoiser steps")
     parser.add_argument("--cooldown", type=int, default=1600, help="last denoiser steps, with falling learning rate")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--name", default="", help="what train_tuned.py teaches")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 

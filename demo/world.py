@@ -30,6 +30,9 @@ TEXTURE_PERIOD = 16.0
 CHECKER_CELL = 12.0
 DOT_RADIUS = 4.6
 SUPERSAMPLING = 3
+STYLES = ("flat", "sketch", "neon")
+OUTLINE = 5.0  # width of the outlined styles' line in pixels
+PAPER, PENCIL = (250, 244, 230), (45, 42, 50)
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,33 @@ def pixel_grid(width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x.expand(len(y), -1), y[:, None].expand(-1, len(x))
 
 
-def draw_scene(scene: Scene, seed: int, width: int = 128, height: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+def outline_of(inside: torch.Tensor, width: float) -> torch.Tensor:
+    """The line of `width` samples along the edge of a boolean silhouette [H, W]."""
+    reach = max(1, round(width / 2))
+    shape = inside.float()[None, None]
+    grown = F.max_pool2d(shape, 2 * reach + 1, 1, reach)
+    shrunk = 1 - F.max_pool2d(1 - shape, 2 * reach + 1, 1, reach)
+    return (grown - shrunk)[0, 0] > 0
+
+
+def paint(colour: torch.Tensor, backdrop: torch.Tensor, style: str) -> tuple[torch.Tensor, ...]:
+    """Colours [3] in 0..1 of the fill, its ink, the backdrop and the outline in a style.
+
+    flat is plain and has no outline of its own; sketch is pencil on tinted paper; neon glows in the dark.
+    """
+    if style == "flat":
+        return colour, ink_of(colour), backdrop, colour
+    if style == "sketch":
+        paper, pencil = torch.tensor(PAPER) / 255, torch.tensor(PENCIL) / 255
+        return paper.lerp(colour, 0.4), paper.lerp(ink_of(colour), 0.7), paper.lerp(backdrop, 0.18), pencil
+    if style == "neon":
+        return colour * 0.35, colour * 0.12, backdrop * 0.16, colour.lerp(torch.ones(3), 0.45)
+    raise ValueError(f"The style must be one of {', '.join(STYLES)}, got '{style}'.")
+
+
+def draw_scene(
+    scene: Scene, seed: int, width: int = 128, height: int = 128, style: str = "flat",
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw `scene`; the seed places, sizes, turns and shades it (and fills what is unsaid).
 
     Returns:
@@ -172,8 +201,11 @@ def draw_scene(scene: Scene, seed: int, width: int = 128, height: int = 128) -> 
     u, v = u * math.cos(angle) + v * math.sin(angle), v * math.cos(angle) - u * math.sin(angle)
     inside = torch.zeros_like(x, dtype=torch.bool) if scene.shape is None else inside_shape(scene.shape, u, v)
     ink = inked(str(scene.texture), x, y, phase)
-    picture = torch.where(ink[..., None], ink_of(colour), colour)
-    picture = torch.where(inside[..., None], picture, background)
+    fill, dark, backdrop, line = paint(colour, background, style)
+    picture = torch.where(ink[..., None], dark, fill)
+    picture = torch.where(inside[..., None], picture, backdrop)
+    if style != "flat":
+        picture = torch.where(outline_of(inside, OUTLINE * SUPERSAMPLING / scale)[..., None], line, picture)
     image = F.avg_pool2d(picture.permute(2, 0, 1)[None], SUPERSAMPLING)[0].permute(1, 2, 0)
     mask = F.avg_pool2d(inside.float()[None, None], SUPERSAMPLING)[0, 0]
     return image.clamp(0, 1).contiguous(), mask

@@ -20,6 +20,7 @@ import torch
 from comfy import clip_model, sd1_clip, supported_models, supported_models_base
 from safetensors import SafetensorError, safe_open
 
+from ..demo.difference import add_difference, combined_layout, is_difference
 from ..demo.world import draw_scene, parse_caption
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -66,6 +67,11 @@ def select_part(layout: Layout, prefix: str) -> Layout:
     return {key: shape for key, shape in layout.items() if key.startswith(prefix) and not key.endswith(PROJECTION)}
 
 
+def base_file() -> Path:
+    """The checkpoint that the other shipped ones are stored as differences from."""
+    return shipped_file(read_config()["checkpoints"][0])
+
+
 def check_layout(path: Path) -> Layout:
     """The file's layout, held against the shipped files. Text encoder and autoencoder may be left out.
 
@@ -73,8 +79,10 @@ def check_layout(path: Path) -> Layout:
         ValueError: if the file is damaged or holds networks of other sizes.
     """
     layout = read_layout(path)
-    model = read_config()["checkpoints"][0]
-    for prefix, name, part in ((MODEL, model, "model"), (TEXT, "text", "text encoder"), (VAE, "vae", "VAE")):
+    base = base_file()
+    if is_difference(layout):
+        layout = combined_layout(read_layout(base), layout)
+    for prefix, name, part in ((MODEL, base.stem, "model"), (TEXT, "text", "text encoder"), (VAE, "vae", "VAE")):
         found = select_part(layout, prefix)
         if (found or prefix == MODEL) and found != select_part(read_layout(shipped_file(name)), prefix):
             raise ValueError(
@@ -140,7 +148,8 @@ def find_fault(name: str) -> str | None:
 
 def fingerprint(name: str) -> str:
     """Changes when a file behind `name` changes, so that the host loads it again."""
-    files = [path.stat() for path in (find_file(name), shipped_file("text"), shipped_file("vae"))]
+    paths = (find_file(name), base_file(), shipped_file("text"), shipped_file("vae"))
+    files = [path.stat() for path in paths]
     return " ".join(f"{file.st_mtime_ns}.{file.st_size}" for file in files)
 
 
@@ -221,6 +230,8 @@ def load_model(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher
         ValueError: if the file is missing or damaged.
     """
     state = read_part(path, MODEL)
+    if is_difference(state):
+        state = add_difference(read_part(base_file(), MODEL), state)
     config = DemoModelConfig(read_config()["unet"])
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model(state, MODEL)

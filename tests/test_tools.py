@@ -277,10 +277,10 @@ def test_an_install_is_shown_the_pack_without_being_touched(tmp_path: Path, monk
     nodes.mkdir(parents=True)
     host = environment.Host(nodes.parent, Path(sys.executable), "0.30.0")
     paths = environment.paths_file(host, tmp_path / "models" / "x.safetensors")
-    assert paths is not None and "custom_nodes:" in paths.read_text() and "checkpoints:" in paths.read_text()
+    assert all(f"{kind}:" in paths.read_text() for kind in ("custom_nodes", "checkpoints", "loras"))
     assert not list(nodes.iterdir())
     (nodes / "mine").symlink_to(commands.ROOT)
-    assert environment.paths_file(host) is None
+    assert "custom_nodes:" not in environment.paths_file(host).read_text()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")

@@ -106,16 +106,14 @@ def current() -> Host:
     return Host(Path(path), Path(sys.executable), host_version(Path(path)))
 
 
-def paths_file(host: Host, checkpoint: Path | None = None) -> Path | None:
-    """The extra_model_paths file that shows the pack and a checkpoint's folder to a host; None if none is needed."""
-    entries = {}
+def paths_file(host: Host, checkpoint: Path | None = None) -> Path:
+    """The extra_model_paths file that shows the pack, its demo LoRA and a checkpoint's folder to a host."""
+    entries = {"loras": str(ROOT / "demo" / "loras")}
     if not host.ours and not host.has_pack:
         link_folder(ROOT, WORK / "custom_nodes" / PACK)
         entries["custom_nodes"] = str(WORK / "custom_nodes")
     if checkpoint is not None:
         entries["checkpoints"] = str(checkpoint.parent)
-    if not entries:
-        return None
     path = WORK / "extra_model_paths.yaml"
     lines = ["mixology:", *(f"    {kind}: {json.dumps(folder)}" for kind, folder in entries.items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
