@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import comfy.utils
 import pytest
 import tiny
 import torch
@@ -30,20 +29,6 @@ def model() -> Any:
     return tiny.unet("eps")
 
 
-def diffusers_unet(model: Any) -> Any:
-    """diffusers' own UNet with the weights of the host's."""
-    from diffusers import UNet2DConditionModel
-
-    config = model.model.model_config.unet_config
-    unet = UNet2DConditionModel(
-        sample_size=64, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
-        cross_attention_dim=16, attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2)
-    weights, names = model.model.diffusion_model.state_dict(), comfy.utils.unet_to_diffusers(config)
-    unet.load_state_dict({key: weights[names[key]] for key in unet.state_dict()})
-    return unet.train(False)
-
-
 def pipeline_states(model: Any, latent: dict[str, Any], eta: float, source_cfg: float) -> list[torch.Tensor]:
     """The pipeline's target state after each of its steps, in its VP scale."""
     from diffusers import CycleDiffusionPipeline, DDIMScheduler
@@ -65,7 +50,7 @@ def pipeline_states(model: Any, latent: dict[str, Any], eta: float, source_cfg: 
         steps_offset=1, timestep_spacing="leading")
     parts: dict[str, Any] = {"vae": None, "text_encoder": None, "tokenizer": None, "safety_checker": None,
                              "feature_extractor": None, "requires_safety_checker": False}
-    pipeline = FromEmbeddings(unet=diffusers_unet(model), scheduler=scheduler, **parts)
+    pipeline = FromEmbeddings(unet=tiny.diffusers_unet(model), scheduler=scheduler, **parts)
     pipeline.set_progress_bar_config(disable=True)
     states: list[torch.Tensor] = []
     pipeline(

@@ -5,6 +5,7 @@ from typing import Any
 
 import comfy.model_patcher
 import comfy.samplers
+import comfy.utils
 import torch
 from comfy import supported_models
 
@@ -55,6 +56,20 @@ def unet(kind: str = "eps", seed: int = 0, channels: int = 32, context: int = 16
 
         patcher = ModelSamplingSD3().patch(patcher, 3.0)[0]
     return patcher
+
+
+def diffusers_unet(model: Any) -> Any:
+    """diffusers' own UNet with the weights of the host's."""
+    from diffusers import UNet2DConditionModel
+
+    config = model.model.model_config.unet_config
+    unet = UNet2DConditionModel(
+        sample_size=64, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+        cross_attention_dim=16, attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2)
+    weights, names = model.model.diffusion_model.state_dict(), comfy.utils.unet_to_diffusers(config)
+    unet.load_state_dict({key: weights[names[key]] for key in unet.state_dict()})
+    return unet.train(False)
 
 
 def video(seed: int = 0) -> Any:

@@ -1,0 +1,143 @@
+"""Inversion of a picture into noise, and the prompt it is read with (Ditail, arXiv 2312.08873).
+
+The host's deterministic solvers follow dx/dsigma = (x - D(x, sigma)) / sigma for eps, v and flow models alike. An
+inversion takes its Euler steps upward. It needs the slope at a state that it does not know yet, and reads it from the
+lower state: at the upper level's sigma (rule `ditail`: the paper's, and DDIM inversion as commonly published, which
+hands the network the lower latent and the upper time step) or at the lower level's own (rule `euler`).
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .cycle import Level
+from .layout import SIGMA_TOLERANCE
+
+RULES = ("ditail", "euler")
+LONGEST_REPEAT = 16  # times the longer prompt
+
+
+def reading_index(step: int, rule: str) -> int:
+    """Grid index whose sigma the model is read at; sigma 0 has no slope, so the first step is read above it."""
+    return step + 1 if rule == "ditail" else max(step, 1)
+
+
+def rescale(now: Level, end: Level) -> float:
+    """Factor between states of two levels of the same unit variance.
+
+    A network of a variance preserving path sees the same input before and after, which is what the paper feeds it; on
+    other paths (flow) this is the same rule after the change of variables that makes them variance preserving.
+    """
+    return math.hypot(end.signal, end.noise) / math.hypot(now.signal, now.noise)
+
+
+def sample_inversion(
+    predict: Callable[[torch.Tensor, int], torch.Tensor],
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    levels: Sequence[Level],
+    rule: str,
+    report: Callable[[int, torch.Tensor, torch.Tensor], None],
+) -> torch.Tensor:
+    """Follow a picture up a rising grid, one evaluation a step.
+
+    Args:
+        predict: `predict(x, i)` is the clean estimate of state x at grid index i, [B, ...].
+        x: the state at the first sigma, [B, ...].
+        sigmas, levels: the grid, one more than steps; rising, above 0 but for its first.
+        rule: "ditail" or "euler".
+        report: `report(i, denoised, x)` is told the estimate and the new state after each step.
+
+    Returns:
+        The state at the last sigma, [B, ...].
+    """
+    for i in range(len(sigmas) - 1):
+        read = reading_index(i, rule)
+        seen = x * rescale(levels[i], levels[read])
+        denoised = predict(seen, read)
+        x = x + (seen - denoised) * ((sigmas[i + 1] - sigmas[i]) / sigmas[read])
+        report(i, denoised, x)
+    return x
+
+
+def check_grid(sigmas: Sequence[float]) -> None:
+    """Raises ValueError unless the grid rises from 0."""
+    if len(sigmas) < 2 or sigmas[0] != 0 or not all(a < b < math.inf for a, b in zip(sigmas, sigmas[1:])):
+        raise ValueError(
+            f"The inversion expects a schedule that reaches 0 at its end and repeats no sigma, got "
+            f"{len(sigmas)} sigma(s) down to {min(sigmas, default=0.0):.4g}; choose another scheduler or fewer steps.")
+
+
+def check_levels(levels: Sequence[Level]) -> None:
+    """Raises ValueError if the model mixes no noise into a picture."""
+    if any(level.noise <= 0 for level in levels[1:]):
+        raise ValueError(
+            "The inversion expects a model that samples from noise, got one that starts from a picture; "
+            "use a text to image model.")
+
+
+def find_span(sigmas: Sequence[float], sigma: float) -> tuple[int, float]:
+    """Where a sigma lies on a rising grid: index i and weight w, between states i and i + 1 as lerp(i, i + 1, w).
+
+    Raises:
+        ValueError: if it lies outside.
+    """
+    end = sigmas[-1]
+    if not 0.0 <= sigma <= end * (1 + SIGMA_TOLERANCE):
+        raise ValueError(
+            f"The trajectory reaches from sigma 0 to {end:.4g} and has no state at {sigma:.4g}; sample with the "
+            f"sigmas of Start from Trajectory, or invert with the scheduler and steps that you sample with.")
+    above = next((i for i, recorded in enumerate(sigmas) if recorded >= sigma), len(sigmas) - 1)
+    for i in (above, max(above - 1, 0)):
+        if math.isclose(sigmas[i], sigma, rel_tol=SIGMA_TOLERANCE):
+            return i, 0.0
+    return above - 1, (sigma - sigmas[above - 1]) / (sigmas[above] - sigmas[above - 1])
+
+
+def solve_noise(state: torch.Tensor, picture: torch.Tensor, level: Level) -> torch.Tensor:
+    """The noise that a sampler must be given to start at `state`: signal * picture + noise * n = state.
+
+    Args:
+        state, picture: [B, ...]; worked out in float64, returned in the state's type.
+    """
+    return ((state.double() - level.signal * picture.double()) / level.noise).to(state)
+
+
+def repeat_to(x: torch.Tensor, length: int, dim: int) -> torch.Tensor:
+    repeats = [1] * x.ndim
+    repeats[dim] = length // x.shape[dim]
+    return x if repeats[dim] == 1 else x.repeat(repeats)
+
+
+def blend_embeddings(
+    positive: torch.Tensor, negative: torch.Tensor | None, alpha: float, beta: float,
+) -> torch.Tensor:
+    """alpha E(positive) - beta E(negative) (Ditail, section 3); no negative counts as zero.
+
+    Texts of unequal length, [B, L, C], are repeated to their least common multiple as the host does in a batch, which
+    leaves what cross-attention makes of either one exactly as it was. With beta 0 nothing is repeated.
+
+    Raises:
+        ValueError: if the embeddings are of different text encoders, or repeat too often.
+    """
+    if negative is None or beta == 0:
+        return alpha * positive
+    if positive.ndim != negative.ndim or positive.shape[-1] != negative.shape[-1]:
+        raise ValueError(
+            f"Blend Prompts expects both prompts from one text encoder, got embeddings of {positive.shape[-1]} and "
+            f"{negative.shape[-1]} channels; encode both with the same CLIP.")
+    if 1 not in (positive.shape[0], negative.shape[0]) and positive.shape[0] != negative.shape[0]:
+        raise ValueError(
+            f"Blend Prompts expects one negative for all or one for each of the batch of {positive.shape[0]}, got "
+            f"{negative.shape[0]}; encode one negative prompt.")
+    if positive.ndim == 3:
+        lengths = positive.shape[1], negative.shape[1]
+        common = math.lcm(*lengths)
+        if common > LONGEST_REPEAT * max(lengths):
+            raise ValueError(
+                f"Blend Prompts expects prompts whose token counts fit into each other, got {lengths[0]} and "
+                f"{lengths[1]}; word both about equally long.")
+        positive, negative = repeat_to(positive, common, 1), repeat_to(negative, common, 1)
+    return alpha * positive - beta * negative.to(positive)
