@@ -137,6 +137,12 @@ def normalise_masks(masks: torch.Tensor) -> torch.Tensor:
     return torch.where(total > 0, masks / total.clamp_min(torch.finfo(masks.dtype).tiny), first)
 
 
+def resize_area(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Masks [N, H, W] at another size, [N, height, width]: the mean over each cell's area, at any ratio."""
+    rows = make_resize_matrix(masks.shape[1], height).to(masks)
+    return rows @ masks @ make_resize_matrix(masks.shape[2], width).to(masks).T
+
+
 def resize_masks(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Masks at a latent's or a layer's size: the mean over each cell's area, at any ratio, then normalised.
 
@@ -146,9 +152,7 @@ def resize_masks(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
     Returns:
         [N, height, width] in float32, summing to 1; where all are zero the first style fills in.
     """
-    rows = make_resize_matrix(masks.shape[1], height).to(masks)
-    columns = make_resize_matrix(masks.shape[2], width).to(masks)
-    return normalise_masks(rows @ masks @ columns.T)
+    return normalise_masks(resize_area(masks, height, width))
 
 
 def blend_styles(values: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
@@ -159,7 +163,7 @@ def blend_styles(values: Sequence[torch.Tensor], weights: torch.Tensor) -> torch
 
     Args:
         values: N tensors [B, C, ..., H, W].
-        weights: [N, H, W], none negative; where all are zero the first value stands.
+        weights: [N, H, W] or [N, B, 1, ..., H, W], none negative; where all are zero the first value stands.
     """
     weights = weights.to(values[0])
     shares = weights / weights.cumsum(0).clamp_min(torch.finfo(weights.dtype).tiny)

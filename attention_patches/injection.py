@@ -1,0 +1,271 @@
+"""Feature injection: what a model reads in one picture, put into the rows that paint another.
+
+Source: Ditail (Diffusion Cocktail, arXiv 2312.08873, content injection), after Plug-and-Play (arXiv 2211.12572): the
+queries and keys of self-attention, and the features of a residual block before its skip is added, are those of the
+source row. Values stay the target's own. `to_q` and `to_k` are linear, so that what they read is exchanged in their
+place: the same queries and keys, at any mask, without computing attention anew.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers.spatial import resize_area
+
+Attention = Callable[..., Tensor]
+Point = tuple[Hashable, ...]  # a place in a network
+Reading = dict[Point, tuple[Tensor, ...]]  # of one source row: tensors [1 or images, ...]
+FEATURES: Point = ("features",)
+
+
+class SourceRead(Exception):
+    """Ends a source reading in which all points were met."""
+
+
+@dataclass
+class RegionMask:
+    """Where a picture is injected, [1 or images, H, W], and what layers made of it: each asks at every step."""
+
+    mask: Tensor
+    made: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+
+    def weights(self, picture: tuple[int, int], area: tuple[int, ...] | None, layer: tuple[int, int]) -> Tensor:
+        """The mask's mean over each cell of a layer, [1 or images, *layer] in float32.
+
+        Args:
+            picture: height and width of the whole latent, which the mask covers.
+            area: height, width, y and x of the part that the layer sees, or None for all.
+            layer: cells down and across.
+        """
+        key = picture, area, layer
+        if key not in self.made:
+            shown = resize_area(self.mask, *picture)
+            if area is not None:
+                height, width, y, x = area
+                shown = shown[:, y:y + height, x:x + width]
+            self.made[key] = resize_area(shown, *layer)
+        return self.made[key]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """How one conditioning's rows of a call are injected.
+
+    Attributes:
+        reading: of the source, on the same part of the picture.
+        mask: injected inside it only; None for everywhere.
+        picture, area: see `RegionMask.weights`.
+    """
+
+    reading: Reading
+    mask: RegionMask | None
+    picture: tuple[int, int]
+    area: tuple[int, ...] | None
+
+
+def keep(readings: Sequence[Reading], point: Point, *tensors: Tensor) -> None:
+    """Hands each reading its rows of a call's tensors, [readings * images, ...]."""
+    for reading, *parts in zip(readings, *(tensor.chunk(len(readings)) for tensor in tensors), strict=True):
+        reading[point] = tuple(parts)
+
+
+class Injector:
+    """Lays readings over the rows of one call.
+
+    Args:
+        chunks: one for each part of the batch, in order; None for a part that stays as it is.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk | None]):
+        self.chunks = chunks
+        self.placed: dict[tuple[Any, ...], Tensor] = {}  # weights on the call's device
+
+    def holds(self, point: Point) -> bool:
+        return any(chunk is not None and point in chunk.reading for chunk in self.chunks)
+
+    def lay_over(
+        self, own: Tensor, point: Point, part: int, layer: tuple[int, int], spread: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """A new tensor like `own`, with the source's rows in place of the chunks' own as far as their masks say.
+
+        Args:
+            own: [chunks * images, ...]; point, part: what to lay over it.
+            layer: cells of this layer down and across.
+            spread: weights [1 or images, *layer] in the dimensions of `own`.
+
+        Raises:
+            ValueError: if the rows do not fit the source's.
+        """
+        if len(own) % len(self.chunks):
+            raise ValueError(
+                f"Feature Injection expected a batch of {len(self.chunks)} equal parts, got {len(own)} rows; remove "
+                f"the node that changes the model's batch.")
+        parts = []
+        for mine, chunk in zip(own.chunk(len(self.chunks)), self.chunks):
+            source = None if chunk is None else chunk.reading.get(point)
+            if chunk is None or source is None:
+                parts.append(mine)
+                continue
+            theirs = source[part]
+            if theirs.shape[1:] != mine.shape[1:] or len(theirs) not in (1, len(mine)):
+                raise ValueError(
+                    f"Feature Injection expected features of the shape {tuple(theirs.shape)} as in the source, got "
+                    f"{tuple(mine.shape)}; remove the node that changes the model's batch or its tokens.")
+            theirs = theirs.to(mine).expand_as(mine)
+            if chunk.mask is not None:
+                key = chunk.area, layer
+                if key not in self.placed:
+                    self.placed[key] = chunk.mask.weights(chunk.picture, chunk.area, layer).to(mine)
+                theirs = torch.lerp(mine, theirs, spread(self.placed[key]))
+            parts.append(theirs)
+        return torch.cat(parts)
+
+
+# ----------------------------------------------------------------------------------------------------------- UNets
+
+
+def attention_point(extra_options: dict[str, Any]) -> Point:
+    """Place of the self-attention that runs: block, its number, and the transformer's depth in it."""
+    return (*extra_options["block"], extra_options["block_index"])
+
+
+class UNetReader:
+    """The patches of a source call of a UNet.
+
+    Args:
+        readings: one for each chunk of the call; filled as the call runs.
+        points: what to read, in the network's order. The call ends at the last.
+    """
+
+    def __init__(self, readings: Sequence[Reading], points: Sequence[Point]):
+        self.readings, self.points = readings, frozenset(points)
+        self.last = points[-1]
+
+    def read(self, point: Point, *tensors: Tensor) -> None:
+        keep(self.readings, point, *tensors)
+        if point == self.last:
+            raise SourceRead
+
+    def read_attention(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+                       ) -> tuple[Tensor, Tensor, Tensor]:
+        """The `attn1_patch`: keeps what queries and keys are made of, [rows, tokens, channels]."""
+        if (point := attention_point(extra_options)) in self.points:
+            self.read(point, n, context)
+        return n, context, value
+
+    def read_features(self, module: Any, args: Any, output: Tensor) -> None:
+        """The forward hook of `out_layers`: keeps its output, [rows, channels, height, width]."""
+        self.read(FEATURES, output)
+
+
+class UNetInjector(Injector):
+    """The patches of a target call of a UNet."""
+
+    def inject_attention(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+                         ) -> tuple[Tensor, Tensor, Tensor]:
+        """The `attn1_patch`: queries and keys are made of the source's hidden states, values of the own."""
+        point = attention_point(extra_options)
+        if not self.holds(point):
+            return n, context, value
+        height, width = extra_options["activations_shape"][-2:]
+
+        def lay_over(own: Tensor, part: int) -> Tensor:
+            return self.lay_over(own, point, part, (height, width), lambda weights: weights.flatten(1).unsqueeze(-1))
+
+        laid = lay_over(n, 0)
+        return laid, laid if context is n else lay_over(context, 1), value
+
+    def inject_features(self, module: Any, args: Any, output: Tensor) -> Tensor:
+        """The forward hook of `out_layers`."""
+        if not self.holds(FEATURES):
+            return output
+        height, width = output.shape[-2:]
+        return self.lay_over(output, FEATURES, 0, (height, width), lambda weights: weights.unsqueeze(1))
+
+
+# -------------------------------------------------------------------------------------------- diffusion transformers
+
+
+@dataclass
+class JointCall:
+    """Tells the attentions of one call of a diffusion transformer apart, in which text tokens come first.
+
+    Attributes:
+        text: tokens of the call's text; grid: tokens of its picture down and across.
+        index: of the joint attention that ran last.
+    """
+
+    text: int
+    grid: tuple[int, int]
+    index: int = -1
+
+    def place(self, q: Tensor, k: Tensor, axis: int) -> tuple[Point, int] | None:
+        """The place of this attention and its first picture token; None if it is not one among a picture's tokens.
+
+        Raises:
+            ValueError: if it holds other tokens besides text and picture.
+        """
+        tokens, picture = q.shape[axis], self.grid[0] * self.grid[1]
+        if k.shape[axis] != tokens:
+            return None
+        if tokens == self.text + picture:
+            self.index += 1
+            return ("joint", self.index), self.text
+        if tokens == picture:
+            return ("picture", self.index), 0
+        raise ValueError(
+            f"Feature Injection expected {self.text} text and {picture} picture tokens, got {tokens} in all; remove "
+            f"the node that adds tokens to the model, such as a reference picture.")
+
+
+def make_joint_reader(call: JointCall, readings: Sequence[Reading], points: Sequence[Point], inner: Attention | None,
+                      ) -> Attention:
+    """An attention override that keeps the picture's queries and keys at `points`, after positions were put in.
+
+    Args:
+        readings: one for each chunk of the call; inner: an override found in the host's slot.
+    """
+    wanted = frozenset(index for _, index in points)
+
+    def attend(func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+        axis = token_axis(kwargs)
+        placed = call.place(q, k, axis)
+        if placed is not None and placed[0][1] in wanted:
+            point, first = placed
+            # copies: a narrow view would keep text and values in memory as well
+            keep(readings, point, *(t.narrow(axis, first, t.shape[axis] - first).clone() for t in (q, k)))
+        return func(q, k, v, heads, *args, **kwargs) if inner is None else inner(func, q, k, v, heads, *args, **kwargs)
+
+    return attend
+
+
+def make_joint_injector(call: JointCall, injectors: Sequence[Injector], inner: Attention | None) -> Attention:
+    """An attention override that lays the source's queries and keys over the picture's, one injector after another."""
+    def attend(func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+        axis = token_axis(kwargs)
+        placed = call.place(q, k, axis)
+        for injector in injectors:
+            if placed is not None and injector.holds(placed[0]):
+                q, k = (lay_over_picture(t, injector, *placed, part, call.grid, axis) for part, t in enumerate((q, k)))
+        return func(q, k, v, heads, *args, **kwargs) if inner is None else inner(func, q, k, v, heads, *args, **kwargs)
+
+    return attend
+
+
+def token_axis(kwargs: dict[str, Any]) -> int:
+    """[rows, heads, tokens, d] where the host has split heads already, else [rows, tokens, heads * d]."""
+    return 2 if kwargs.get("skip_reshape", False) else 1
+
+
+def lay_over_picture(own: Tensor, injector: Injector, point: Point, first: int, part: int, grid: tuple[int, int],
+                     axis: int) -> Tensor:
+    """Queries or keys with the source's at the picture's tokens, which start at `first`."""
+    shape = (1, -1, 1) if axis == 2 else (-1, 1)
+    picture = injector.lay_over(
+        own.narrow(axis, first, own.shape[axis] - first), point, part, grid,
+        lambda weights: weights.reshape(len(weights), *shape))
+    return torch.cat([own.narrow(axis, 0, first), picture], dim=axis)
