@@ -1,0 +1,287 @@
+"""The experts of a fusion: a model each with prompts of its own, as the host runs it, beside the others."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.conds
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from .cycle import noise_levels
+
+KEY = "mixology_fusion"
+MAX_EXPERTS = 256  # winners are kept as bytes
+TOLERANCE = 1e-3  # between two models' noise levels
+PLAIN = (int, float, str, bool, bytes, type(None), torch.dtype, torch.device)
+# All that makes two patched models of one checkpoint act unlike.
+PATCHES = ("model_options", "object_patches", "weight_wrapper_patches", "wrappers", "callbacks", "injections",
+           "attachments", "additional_models", "hook_patches")
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A model and its prompts: CONDITIONING, guidance scale and the k of the paper."""
+
+    model: Any
+    positive: Any
+    negative: Any
+    cfg: float
+    temperature: float
+
+
+def add_expert(
+    model: Any, positive: Any, negative: Any, cfg: float, temperature: float, experts: Sequence[Expert] | None,
+) -> tuple[Expert, ...]:
+    """The experts and one more behind them.
+
+    Raises:
+        ValueError: on an empty conditioning, a negative temperature, or another latent format or noise schedule than
+            that of the experts before.
+    """
+    for name, conditioning in (("positive", positive), ("negative", negative)):
+        if not conditioning:
+            raise ValueError(
+                f"{name} expects a prompt, got an empty conditioning; connect for instance CLIP Text Encode to it."
+            )
+    if not temperature >= 0:
+        raise ValueError(
+            f"temperature expects 0 or more (the paper uses 1 and 3), got {temperature:g}; raise it."
+        )
+    before = tuple(experts or ())
+    if before:
+        check_fit(before[0].model, model, len(before))
+    if len(before) == MAX_EXPERTS:
+        raise ValueError(f"A fusion expects at most {MAX_EXPERTS} experts, got one more; remove one.")
+    return (*before, Expert(model, positive, negative, cfg, temperature))
+
+
+def check_fit(first: Any, other: Any, index: int) -> None:
+    """Raises ValueError if model `index` reads latents or noise levels otherwise than the first."""
+    formats = [model.get_model_object("latent_format") for model in (first, other)]
+    if not is_same(type(formats[0]), type(formats[1])) or not is_same(vars(formats[0]), vars(formats[1])):
+        names = [f"{type(kind).__name__} with {kind.latent_channels} channels" for kind in formats]
+        raise ValueError(
+            f"The experts expect one latent format, got {names[0]} of expert 0 and {names[1]} of expert {index}; use "
+            f"models of one family, such as SD1.5 with SD1.5."
+        )
+    samplings = [model.get_model_object("model_sampling") for model in (first, other)]
+    sigmas = torch.tensor([float(samplings[0].percent_to_sigma(step / 10)) for step in range(1, 10)])
+    levels = [noise_levels(sampling, sigmas) for sampling in samplings]
+    highest = [float(sampling.sigma_max) for sampling in samplings]
+    if not math.isclose(*highest, rel_tol=TOLERANCE) or any(
+            not math.isclose(getattr(a, part), getattr(b, part), rel_tol=TOLERANCE, abs_tol=1e-6)
+            for a, b in zip(*levels) for part in ("signal", "noise")):
+        kinds = [f"{'flow' if level[0].signal < 1 else 'diffusion'} from sigma {top:g}"
+                 for level, top in zip(levels, highest)]
+        raise ValueError(
+            f"The experts expect one noise schedule, got {kinds[0]} of expert 0 and {kinds[1]} of expert {index}; use "
+            f"models that start from the same noise, or set them alike with ModelSamplingDiscrete."
+        )
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two things of the host hold the same: containers and tensors by content, other objects by identity."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(is_same(*pair) for pair in zip(a, b))
+    if isinstance(a, comfy.conds.CONDRegular):
+        return is_same(vars(a), vars(b))
+    return (isinstance(a, PLAIN) or callable(a)) and a == b
+
+
+def is_same_model(a: Any, b: Any) -> bool:
+    """Whether two model patchers are one model with the same patches on weights and behaviour."""
+    return a is b or (a.is_clone(b) and a.patches_uuid == b.patches_uuid and all(
+        is_same(getattr(a, part), getattr(b, part)) for part in PATCHES))
+
+
+def is_same_prompt(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
+    """Whether two prompts, made ready for sampling, say the same to one model."""
+    nameless = [[{key: value for key, value in cond.items() if key != "uuid"} for cond in conds] for conds in (a, b)]
+    return is_same(*nameless)
+
+
+@dataclass
+class Reading:
+    """What an expert predicts at one state: clean estimates, [B, C, ..., H, W].
+
+    Attributes:
+        cond, uncond: as evaluated.
+        shown_cond, shown_uncond: after the model's pre-CFG functions, as its CFG took them.
+        guided: the prediction.
+    """
+
+    cond: torch.Tensor
+    uncond: torch.Tensor
+    shown_cond: torch.Tensor
+    shown_uncond: torch.Tensor
+    guided: torch.Tensor
+
+
+class Opening(comfy.samplers.Sampler):
+    """Stands for a sampler in an expert's run: notes the options for the run, then lets the others have their turn."""
+
+    def __init__(self, proceed: Callable[[], torch.Tensor]):
+        self.proceed = proceed
+        self.result: torch.Tensor | None = None
+
+    def sample(
+        self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, noise: torch.Tensor,
+        latent_image: torch.Tensor | None = None, denoise_mask: torch.Tensor | None = None, disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        model_wrap.run_options = extra_args["model_options"]
+        self.result = self.proceed()
+        return torch.zeros_like(noise)  # the host takes it out of model space; nobody reads it
+
+
+class ExpertGuider(comfy.samplers.CFGGuider):
+    """An expert as the host's own guider: its hooks, wrappers, ControlNets and callbacks are the host's business.
+
+    Patched clones of one checkpoint share its weights, and the host patches them for the clone it loaded last. Every
+    evaluation with this guider's options therefore asks for its own weights first, which also brings back a model that
+    was moved away to make room.
+
+    Args:
+        expert: the model, prompts and settings.
+        held: whether another expert holds the same model object.
+    """
+
+    def __init__(self, expert: Expert, held: bool = False):
+        self.source = expert.model
+        self.has_hooks = any(comfy.sampler_helpers.cond_has_hooks(c) for c in (expert.positive, expert.negative))
+        delegated = self.has_hooks and self.source.is_dynamic()  # then the host swaps in an object of this guider's
+        alone = not held and not self.has_hooks  # a run registers hooks on the object
+        super().__init__(self.source if alone or delegated else self.source.clone())
+        self.inner_set_conds({"positive": expert.positive, "negative": expert.negative})
+        self.set_cfg(expert.cfg)
+        self.temperature = expert.temperature
+        self.mates: list[ExpertGuider] = [self]  # experts that are evaluated with this one's weights
+        self.run_options: dict[str, Any] = {}  # during a run
+        self.reading: Reading | None = None  # the latest
+        self.shape: torch.Size | None = None
+
+    def copy_controls(self, copies: dict[int, Any]) -> None:
+        """Use ControlNets of its own: one keeps state of the model that it ran with (a ControlLoRA, weights).
+
+        Args:
+            copies: by id of the original; shared by the mates, whose equal prompts stay equal.
+        """
+        def copy(control: Any) -> Any:
+            if control is not None and id(control) not in copies:
+                previous = copy(control.previous_controlnet)
+                copies[id(control)] = control.copy().set_previous_controlnet(previous)
+            return copies.get(id(control))
+
+        for conds in self.original_conds.values():
+            for cond in conds:
+                if cond.get("control") is not None:
+                    cond["control"] = copy(cond["control"])
+
+    def open(
+        self, proceed: Callable[[], torch.Tensor], noise: torch.Tensor, latent_image: torch.Tensor,
+        sigmas: torch.Tensor, denoise_mask: torch.Tensor | None, seed: int | None,
+    ) -> torch.Tensor:
+        """Run `proceed` with this expert loaded and its prompts ready, as the host runs a sampler; returns its result.
+
+        The host ends the run in every outcome.
+        """
+        opening = Opening(proceed)
+        try:
+            self.sample(noise, latent_image, opening, sigmas, denoise_mask, None, True, seed)
+        finally:
+            self.run_options, self.reading = {}, None
+        if opening.result is None:
+            raise ValueError(
+                "The Saliency Fusion Guider expects experts that run, got one whose model was patched to end its run "
+                "at once; remove that patch."
+            )
+        return opening.result
+
+    def outer_sample(self, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def bring(executor: Callable[..., Any], *call: Any) -> Any:
+            self.bring_weights()
+            return executor(*call)
+
+        self.shape = noise.shape
+        comfy.patcher_extension.add_wrapper_with_key(
+            WrappersMP.CALC_COND_BATCH, KEY, bring, self.model_options, is_model_options=True)
+        return super().outer_sample(noise, *args, **kwargs)
+
+    def is_present(self) -> bool:
+        """Whether the host holds this expert's patched weights, and its ControlNets, ready for use."""
+        loaded = {id(model) for model in comfy.model_management.loaded_models()}
+        needed = [self.model_patcher, *(model for mate in self.mates for model in mate.loaded_models)]
+        return all(id(model) in loaded for model in needed)
+
+    def bring_weights(self) -> None:
+        """Have the host load this expert's weights, if they are not there."""
+        if not self.is_present():
+            conds = {f"{name} {i}": conds for i, mate in enumerate(self.mates) for name, conds in mate.conds.items()}
+            comfy.sampler_helpers.prepare_sampling(self.model_patcher, self.shape, conds, self.model_options)
+        self.inner_model.current_patcher = self.model_patcher
+
+    def evaluate(
+        self, rows: list[list[dict[str, Any]]], x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any],
+    ) -> list[torch.Tensor]:
+        """Denoised of each prompt by this expert's model, from one call of the host."""
+        if "sampler_calc_cond_batch_function" in options:
+            return options["sampler_calc_cond_batch_function"]({
+                "conds": rows, "input": x, "sigma": timestep, "model": self.inner_model, "model_options": options})
+        return comfy.samplers.calc_cond_batch(self.inner_model, rows, x, timestep, options)
+
+    def guide(
+        self, cond: torch.Tensor, uncond: torch.Tensor, x: torch.Tensor, timestep: torch.Tensor,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """The guided denoised of an evaluated pair, as the host's sampling_function makes it, other nodes' functions
+        included; kept as `reading`."""
+        skip = math.isclose(self.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
+        positive, negative = self.conds["positive"], None if skip else self.conds["negative"]
+        shown = [cond, torch.zeros_like(uncond) if skip else uncond]
+        for function in options.get("sampler_pre_cfg_function", []):
+            shown = function({
+                "conds": [positive, negative], "conds_out": shown, "cond_scale": self.cfg, "timestep": timestep,
+                "input": x, "sigma": timestep, "model": self.inner_model, "model_options": options})
+        guided = comfy.samplers.cfg_function(
+            self.inner_model, shown[0], shown[1], self.cfg, x, timestep, model_options=options, cond=positive,
+            uncond=negative)
+        self.reading = Reading(cond, uncond, shown[0], shown[1], guided)
+        return guided
+
+    def latest(self) -> Reading:
+        """Raises ValueError if the prompts were not evaluated in this run."""
+        if self.reading is None:
+            raise ValueError(
+                "The Saliency Fusion Guider expects experts whose prompts are evaluated, got one whose model was "
+                "patched to answer otherwise; remove that patch."
+            )
+        return self.reading
+
+    def wrap(self, predict: Callable[..., torch.Tensor], x: torch.Tensor, timestep: torch.Tensor,
+             options: dict[str, Any], seed: int | None) -> torch.Tensor:
+        """`predict(x, timestep, options, seed)` inside the wrappers that other nodes hung around its predictions."""
+        wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.PREDICT_NOISE, options, is_model_options=True)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(predict, self, wrappers)
+        return executor.execute(x, timestep, options, seed)
+
+
+def may_share(a: ExpertGuider, b: ExpertGuider) -> bool:
+    """Whether two experts may be evaluated in one call: one model, and nothing that wants a pair of its own."""
+    wrappers = [a.source.get_all_wrappers(WrappersMP.PREDICT_NOISE), comfy.patcher_extension.get_all_wrappers(
+        WrappersMP.PREDICT_NOISE, a.source.model_options, is_model_options=True)]
+    paired = any(wrappers) or "sampler_calc_cond_batch_function" in a.source.model_options
+    return not (paired or a.has_hooks or b.has_hooks) and is_same_model(a.source, b.source)

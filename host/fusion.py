@@ -1,0 +1,304 @@
+"""MagicFusion in the host: a guider that lets several models paint one picture, each where it is most salient."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import comfy.samplers
+import torch
+
+from ..samplers.fusion import (
+    blend_experts,
+    check_settings,
+    compare_saliency,
+    draw_winners,
+    measure_response,
+    pick_winners,
+    split_winners,
+)
+from .experts import Expert, ExpertGuider, is_same_prompt, may_share
+from .spatial import is_active
+
+POST_CFG = "sampler_post_cfg_function"
+CFG_ONE = "disable_cfg1_optimization"
+
+Options = dict[str, Any]
+Conds = list[dict[str, Any]]
+
+
+@dataclass
+class Run:
+    """State of one sampling run.
+
+    Attributes:
+        shape: of the winners, [B, ..., H, W].
+        window: sigmas between which the experts are fused, as the host writes a prompt's time range.
+        rows: for each expert the first one that evaluates the same positive, and the same negative.
+        latest: winners of the last evaluation; winners: those of each step.
+    """
+
+    shape: tuple[int, ...]
+    window: dict[str, float]
+    rows: list[tuple[int, int]] = field(default_factory=list)
+    latest: torch.Tensor | None = None
+    winners: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class SaliencyGuider(ExpertGuider):
+    """MagicFusion (arXiv 2303.13126): the expert with the highest saliency supplies the noise of each pixel.
+
+    This guider is expert 0, whose model, CFG and prompts samplers and other nodes see; the runs of the other experts
+    are opened around its own. Inside the window every expert is evaluated with its positive and negative; experts on
+    one model in one call, equal prompts once. Outside it, or where only one expert has something to say, or where all
+    are the same, one is evaluated, as the host's CFGGuider does.
+
+    Saliency is measured on what the model answers, before any function of other nodes; those act on their own expert's
+    guidance. Functions that a sampler adds for itself see the fused prediction.
+
+    Args:
+        experts: two or more.
+        blur: side of the box filter on the response, in latent pixels at a shorter side of 64.
+        softness: 0 takes the winner; more blends with weights softmax(log saliency / softness).
+        start_percent, end_percent: the window on expert 0's own time axis, 0 at pure noise.
+        outside: the expert that paints outside the window.
+        saliency_uncond: "own" unconditional of each expert, or that of the "first" (the published code).
+
+    Raises:
+        ValueError: on fewer than two experts, or settings out of range.
+    """
+
+    def __init__(
+        self, experts: Sequence[Expert], blur: float, softness: float, start_percent: float, end_percent: float,
+        outside: int, saliency_uncond: str,
+    ):
+        if len(experts) < 2:
+            raise ValueError(
+                f"The Saliency Fusion Guider expects two experts or more, got {len(experts)}; connect the experts of "
+                f"one Fusion Expert to the next."
+            )
+        check_settings(blur, softness, start_percent, end_percent)
+        if not 0 <= outside < len(experts):
+            raise ValueError(
+                f"outside expects the number of an expert, 0 to {len(experts) - 1}, got {outside}; lower it or connect "
+                f"more experts."
+            )
+        super().__init__(experts[0])
+        self.blur, self.softness, self.saliency_uncond = blur, softness, saliency_uncond
+        self.start_percent, self.end_percent, self.outside = start_percent, end_percent, outside
+        self.experts: list[ExpertGuider] = [self]
+        for expert in experts[1:]:
+            held = any(expert.model is other.source for other in self.experts)
+            self.experts.append(ExpertGuider(expert, held))
+        self.leads = [next(i for i, lead in enumerate(self.experts[:n + 1]) if lead is own or may_share(lead, own))
+                      for n, own in enumerate(self.experts)]
+        for lead in set(self.leads):
+            mates = self.experts[lead].mates = [own for own, index in zip(self.experts, self.leads) if index == lead]
+            copies: dict[int, Any] = {}
+            for own in mates if lead > 0 else []:
+                own.copy_controls(copies)
+        self.run: Run | None = None
+        self.winners: torch.Tensor | None = None  # of the last run, [steps, B, ..., H, W] in bytes
+
+    def sample(
+        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor,
+        denoise_mask: torch.Tensor | None = None, callback: Callable[..., None] | None = None,
+        disable_pbar: bool = False, seed: int | None = None,
+    ) -> torch.Tensor:
+        if getattr(noise, "is_nested", False) or noise.ndim < 4:
+            raise ValueError(
+                "The Saliency Fusion Guider expects an image or video latent, got one without height and width; use "
+                "CFG Guider for this model."
+            )
+        if sigmas.shape[-1] == 0:
+            return latent_image
+        run = self.run = Run((len(noise), *noise.shape[2:]), self._find_window())
+        self.winners = None
+
+        def report(step: int, *state: Any) -> None:
+            if run.latest is not None:
+                run.winners[step] = run.latest
+            if callback is not None:
+                callback(step, *state)
+
+        proceed: Callable[[], torch.Tensor] = partial(
+            super().sample, noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed)
+        for expert in self.experts[1:]:
+            proceed = partial(expert.open, proceed, noise, latent_image, sigmas, denoise_mask, seed)
+        try:
+            result = proceed()
+            if run.winners:
+                self.winners = torch.stack([run.winners[step] for step in sorted(run.winners)]).cpu()
+            return result
+        finally:
+            self.run, self.reading = None, None
+
+    def _find_window(self) -> dict[str, float]:
+        if self.start_percent <= 0.0 and self.end_percent >= 1.0:
+            return {}
+        sampling = self.model_patcher.get_model_object("model_sampling")
+        return {"timestep_start": sampling.percent_to_sigma(self.start_percent),
+                "timestep_end": sampling.percent_to_sigma(self.end_percent)}
+
+    def _match_rows(self) -> list[tuple[int, int]]:
+        """Which expert evaluates each expert's positive and negative; only known once the host made them ready."""
+        def first(n: int, name: str) -> int:
+            return next(i for i in range(n + 1) if self.leads[i] == self.leads[n] and is_same_prompt(
+                self.experts[i].conds[name], self.experts[n].conds[name]))
+
+        return [(first(n, "positive"), first(n, "negative")) for n in range(len(self.experts))]
+
+    def _choose(self, run: Run, timestep: torch.Tensor) -> list[int]:
+        """The experts to evaluate at this sigma."""
+        if not is_active([run.window], timestep):
+            return [self.outside]
+        run.rows = run.rows or self._match_rows()
+        if len({(*rows, own.cfg, own.temperature) for rows, own in zip(run.rows, self.experts)}) == 1:
+            return [0]
+        every = range(len(self.experts))
+        return [n for n in every if is_active(self.experts[n].conds["positive"], timestep)] or list(every)
+
+    def outer_predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: Options | None = None, seed: int | None = None,
+    ) -> torch.Tensor:
+        """As `predict_noise`: the wrappers around an expert's predictions go around its own, not around the fusion."""
+        return self.predict_noise(x, timestep, model_options, seed)
+
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: Options | None = None, seed: int | None = None,
+    ) -> torch.Tensor:
+        """The fused denoised, [B, C, ..., H, W]."""
+        run, passed = self.run, model_options or {}
+        if run is None:
+            raise ValueError("The Saliency Fusion Guider expects to be asked during sampling, got no run; use sample.")
+        own = self.model_options.get(POST_CFG, [])
+        added = [function for function in passed.get(POST_CFG, []) if not any(function is other for other in own)]
+        chosen = self._choose(run, timestep)
+        if len(chosen) == 1:
+            winners = torch.full((len(x), *x.shape[2:]), chosen[0], dtype=torch.uint8, device=x.device)
+            result = self._predict_alone(self.experts[chosen[0]], x, timestep, passed, added, seed)
+        else:
+            for group in self._group(chosen):
+                self._read(group, run, x, timestep, passed, added, seed)
+            saliency = self._measure(chosen, timestep)
+            winners = torch.tensor(chosen, dtype=torch.uint8, device=x.device)[pick_winners(saliency)]
+            result = self._fuse(chosen, saliency, x, timestep, passed, added)
+        if winners.shape == run.shape:  # some samplers ask for another size midway
+            run.latest = winners
+        return result
+
+    def _group(self, chosen: list[int]) -> list[list[int]]:
+        """The chosen experts by whom they are evaluated with; those whose weights are present first."""
+        groups = [[n for n in chosen if self.leads[n] == lead] for lead in sorted(set(self.leads))]
+        return sorted([group for group in groups if group],
+                      key=lambda group: not self.experts[self.leads[group[0]]].is_present())
+
+    def _options_for(self, expert: ExpertGuider, passed: Options, added: list[Any]) -> Options:
+        """Options of an expert's own run, without the functions that the sampler added to those of expert 0."""
+        if expert is self:
+            return {**passed, POST_CFG: [function for function in passed[POST_CFG] if function not in added]} if (
+                added) else passed
+        options = dict(expert.run_options)
+        given = passed.get("transformer_options", {})
+        if "sample_sigmas" in given:  # a sampler that runs in pieces sets its own
+            options["transformer_options"] = {
+                **options["transformer_options"], "sample_sigmas": given["sample_sigmas"]}
+        if passed.get(CFG_ONE, False) and not self.model_options.get(CFG_ONE, False):
+            options[CFG_ONE] = True
+        return options
+
+    def _predict_alone(
+        self, expert: ExpertGuider, x: torch.Tensor, timestep: torch.Tensor, passed: Options, added: list[Any],
+        seed: int | None,
+    ) -> torch.Tensor:
+        options = self._options_for(expert, passed, added)
+        if added:
+            options = {**options, POST_CFG: [*options.get(POST_CFG, []), *added]}
+        return expert.wrap(partial(comfy.samplers.CFGGuider.predict_noise, expert), x, timestep, options, seed)
+
+    def _read(
+        self, group: list[int], run: Run, x: torch.Tensor, timestep: torch.Tensor, passed: Options, added: list[Any],
+        seed: int | None,
+    ) -> None:
+        """Evaluate a group of experts in one call and guide each; every one keeps its reading."""
+        lead = self.experts[self.leads[group[0]]]
+        options = self._options_for(lead, passed, added)
+        rows: list[tuple[str, int]] = []  # cond, uncond, more: patches of other packs read position 0 as cond
+        for n in group:
+            for row in (("positive", run.rows[n][0]), ("negative", run.rows[n][1])):
+                if row not in rows:
+                    rows.append(row)
+
+        def predict(x: torch.Tensor, timestep: torch.Tensor, options: Options, seed: int | None = None) -> torch.Tensor:
+            prompts = [self.experts[n].conds[name] for name, n in rows]
+            found = dict(zip(rows, lead.evaluate(prompts, x, timestep, options)))
+            return [self.experts[n].guide(
+                found["positive", run.rows[n][0]], found["negative", run.rows[n][1]], x, timestep, options,
+            ) for n in group][0]
+
+        guided = lead.wrap(predict, x, timestep, options, seed)  # wrappers only where the group is one expert
+        self.experts[group[0]].latest().guided = guided
+
+    def _measure(self, chosen: list[int], timestep: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the chosen experts' saliency, [N, B, ..., H, W]."""
+        experts = [self.experts[n] for n in chosen]
+        unconds = [own.latest().uncond for own in experts]
+        if self.saliency_uncond == "first":
+            unconds = unconds[:1] * len(experts)
+        responses = [measure_response(own.latest().cond, uncond, timestep, own.cfg)
+                     for own, uncond in zip(experts, unconds)]
+        return compare_saliency(responses, [own.temperature for own in experts], self.blur)
+
+    def _fuse(
+        self, chosen: list[int], saliency: torch.Tensor, x: torch.Tensor, timestep: torch.Tensor, passed: Options,
+        added: list[Any],
+    ) -> torch.Tensor:
+        readings = [self.experts[n].latest() for n in chosen]
+        result = blend_experts([own.guided for own in readings], saliency, self.softness)
+        for function in added:
+            result = function({
+                "denoised": result, "cond": self.conds["positive"], "uncond": self.conds["negative"],
+                "cond_scale": self.cfg, "model": self.inner_model, "sigma": timestep, "model_options": passed,
+                "input": x, "cond_denoised": blend_experts([own.shown_cond for own in readings], saliency,
+                                                           self.softness),
+                "uncond_denoised": blend_experts([own.shown_uncond for own in readings], saliency, self.softness)})
+        return result
+
+
+def show_maps(guider: Any, latent: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each expert won in the guider's last run, step by step.
+
+    Args:
+        latent: the LATENT that was sampled.
+
+    Returns:
+        IMAGE [steps * B, H, W, 3] at the picture's size, a colour for each expert, and MASK [experts * steps * B, h, w]
+        at the latent's size, expert after expert. A video's frames count as images.
+
+    Raises:
+        ValueError: for another kind of guider, before it has run, and for a latent of another shape.
+    """
+    if not isinstance(guider, SaliencyGuider):
+        raise ValueError(
+            f"Saliency Maps expects a guider from Saliency Fusion Guider, got {type(guider).__name__}; connect "
+            f"that one."
+        )
+    if guider.winners is None:
+        raise ValueError(
+            "Saliency Maps expects a guider that has sampled, got one without a finished run; connect the latent that "
+            "it sampled, and run the sampling node again (for instance with another seed)."
+        )
+    samples = latent["samples"]
+    found, wanted = tuple(guider.winners.shape[1:]), (len(samples), *samples.shape[2:])
+    if found != wanted:
+        raise ValueError(
+            f"Saliency Maps expects the latent of the guider's last run, with the shape {describe(found)}, got "
+            f"{describe(wanted)}; connect that latent, and use one guider for each sampling node."
+        )
+    factor = guider.model_patcher.get_model_object("latent_format").spacial_downscale_ratio
+    return draw_winners(guider.winners, factor), split_winners(guider.winners, len(guider.experts))
+
+
+def describe(shape: Sequence[int]) -> str:
+    return "x".join(str(side) for side in shape)

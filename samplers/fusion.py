@@ -1,0 +1,135 @@
+"""MagicFusion's saliency-aware noise blending (Zhao et al., ICCV 2023, arXiv 2303.13126), for any number of experts.
+
+    saliency_m = softmax over pixels of k_m mean over channels of Blur(|s_m (eps_m(c_m) - eps_m(u_m))|)
+
+At each pixel the expert with the highest saliency supplies its guided prediction. At one state and sigma the denoised
+is affine in eps, so blending denoised predictions is blending eps; the saliency itself is measured on eps,
+|D_c - D_u| / sigma, since softmax(k x) depends on the size of x.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from .spatial import blend_styles
+
+PUBLISHED_SIDE = 64  # latent pixels for which the published blur was set
+PALETTE = (  # far apart also for colour-blind eyes, light and dark in turn
+    (0.00, 0.45, 0.70), (0.90, 0.62, 0.00), (0.00, 0.62, 0.45), (0.80, 0.47, 0.65), (0.94, 0.89, 0.26),
+    (0.84, 0.37, 0.00), (0.34, 0.71, 0.91), (0.60, 0.60, 0.60),
+)
+DARKER = 0.6  # each further round through the palette
+
+
+def measure_response(cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor, scale: float) -> torch.Tensor:
+    """mean over channels of |scale (eps_c - eps_u)|, [B, ..., H, W].
+
+    Args:
+        cond, uncond: denoised predictions at one state, [B, C, ..., H, W].
+        sigma: noise level of each batch item, [B].
+    """
+    response = (scale * (cond - uncond)).abs().mean(1)
+    return response / sigma.to(response).reshape(-1, *[1] * (response.ndim - 1))
+
+
+def box_side(blur: float, height: int, width: int) -> int:
+    """Side of the box filter in latent pixels: `blur` at a shorter side of 64, in proportion elsewhere."""
+    return round(blur * min(height, width) / PUBLISHED_SIDE)
+
+
+def blur_response(response: torch.Tensor, side: int) -> torch.Tensor:
+    """Box filter of `side` pixels over the last two axes, zeros outside the picture counted.
+
+    An even box has no middle pixel: its result, one pixel smaller, is resized back bilinearly, as in the published code
+    (AvgPool2d(4, stride 1, padding 1) and Resize). A side of 1 or less leaves the response as it is.
+
+    Args:
+        response: [B, ..., H, W].
+    """
+    if side <= 1:
+        return response
+    height, width = response.shape[-2:]
+    pooled = F.avg_pool2d(response.reshape(-1, 1, height, width), side, stride=1, padding=(side - 1) // 2)
+    if side % 2 == 0:
+        pooled = F.interpolate(pooled, size=(height, width), mode="bilinear", align_corners=False)
+    return pooled.reshape(response.shape)
+
+
+def compare_saliency(responses: Sequence[torch.Tensor], temperatures: Sequence[float], blur: float) -> torch.Tensor:
+    """log softmax over all pixels of an item of temperature * blurred response, [N, B, ..., H, W].
+
+    The pixels of a video are those of all its frames: an expert may keep to a part of the time as to a part of the
+    picture.
+
+    Args:
+        responses: of each expert, [B, ..., H, W]; temperatures: k_m of the paper.
+        blur: side of the box filter at 64 latent pixels.
+    """
+    side = box_side(blur, *responses[0].shape[-2:])
+    heats = [k * blur_response(response, side) for response, k in zip(responses, temperatures)]
+    return torch.stack([heat.flatten(1).log_softmax(1).reshape(heat.shape) for heat in heats])
+
+
+def pick_winners(saliency: torch.Tensor) -> torch.Tensor:
+    """Index of the most salient expert at each pixel, [B, ..., H, W]; ties go to the first.
+
+    Args:
+        saliency: logarithms, [N, B, ..., H, W].
+    """
+    return saliency.argmax(0)
+
+
+def blend_experts(values: Sequence[torch.Tensor], saliency: torch.Tensor, softness: float) -> torch.Tensor:
+    """The winner's value at each pixel or, with softness t, the mean with weights softmax over experts of saliency / t.
+
+    Exact where all values agree.
+
+    Args:
+        values: of each expert, [B, C, ..., H, W].
+        saliency: logarithms, [N, B, ..., H, W].
+        softness: 0 takes the winner; a large one averages.
+    """
+    if softness > 0:
+        return blend_styles(values, (saliency / softness).softmax(0).unsqueeze(2))
+    winners = pick_winners(saliency).unsqueeze(1)
+    result = values[0]
+    for i, value in enumerate(values[1:], 1):
+        result = torch.where(winners == i, value, result)
+    return result
+
+
+def draw_winners(winners: torch.Tensor, factor: int) -> torch.Tensor:
+    """Winners as pictures, each expert in a colour of its own, [steps * B * frames, H * factor, W * factor, 3].
+
+    Args:
+        winners: expert indices, [steps, B, ..., H, W].
+        factor: pixels per latent pixel.
+    """
+    count = int(winners.max()) + 1
+    colours = torch.tensor([
+        [part * DARKER ** (i // len(PALETTE)) for part in PALETTE[i % len(PALETTE)]] for i in range(count)])
+    enlarged = winners.flatten(0, -3).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    return colours[enlarged.long()]
+
+
+def split_winners(winners: torch.Tensor, experts: int) -> torch.Tensor:
+    """What each expert won, expert after expert: [experts * steps * B * frames, H, W].
+
+    Args:
+        winners: expert indices, [steps, B, ..., H, W].
+    """
+    return torch.cat([(winners == i).float().flatten(0, -3) for i in range(experts)])
+
+
+def check_settings(blur: float, softness: float, start_percent: float, end_percent: float) -> None:
+    """Raises ValueError if the blur or softness is negative, or the window ends before it starts."""
+    for name, value, none in (("blur", blur, "no blur"), ("softness", softness, "the winner alone")):
+        if not value >= 0:
+            raise ValueError(f"{name} expects 0 ({none}) or more, got {value:g}; raise it.")
+    if not 0 <= start_percent <= end_percent <= 1:
+        raise ValueError(
+            f"The Saliency Fusion Guider expects start_percent at or below end_percent, both from 0 to 1, got "
+            f"{start_percent:g} and {end_percent:g}; swap or correct them."
+        )
