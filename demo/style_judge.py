@@ -1,7 +1,7 @@
-"""Reads the style of a demo picture: flat, sketch (a dark line around the shape) or neon (a bright one).
+"""Reads the style of a demo picture: flat, sketch (lines on white paper) or neon (lines in the dark).
 
-The judge of flat pictures tells a shape by its colour. Here pale or dark fills may look like the background, so the
-silhouette is what the background, spreading from the border, does not reach.
+The judge of flat pictures tells a shape by its colour. Drawn in lines, it looks like the background inside, so here the
+silhouette is what the background, spreading from the border, does not reach; a ring is read with its hole.
 """
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .judge import PRESENCE_THRESHOLD, fit_backdrop, largest_part, resize_to_ref
 from .world import OUTLINE, SHAPES, STYLES
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])
-LINE_CONTRAST = 0.1  # how much darker or brighter than both its sides a line must be
-SOFTNESS = 0.03
-MARGIN = 3  # pixels left out beside the line, where it blurs into its sides
+ALIKE = 0.3  # distance in RGB below which a pixel inside counts as background
+HOLLOW = (0.2, 0.04)  # share of such pixels that a shape drawn in lines has, and its softness
+DRAWN = (0.75, 0.03)  # share of the edge that a line must cover, and its softness
+MARGIN = 3  # pixels that the silhouette reaches beyond the middle of the line
 REACH = 400  # steps of two pixels for the background to spread
 
 
@@ -25,7 +26,7 @@ class StyleVerdict:
     """What a batch of pictures shows, in any style.
 
     Attributes:
-        styles: scores [B, style] in 0..1 in the order of `world.STYLES`, summing to one; zero without a shape.
+        styles: scores [B, style] in 0..1 in the order of `world.STYLES`; what is missing to one says "none of these".
         shapes: scores [B, shape] in the order of `world.SHAPES`; zero without a shape.
         mask: the silhouette to the middle of its line [B, H, W], 0 or 1, at 128 pixels on the short side.
     """
@@ -40,7 +41,7 @@ class StyleVerdict:
 
     def shows_style(self, name: str) -> torch.Tensor:
         """Boolean [B]."""
-        return (self.styles.argmax(dim=1) == STYLES.index(name)) & (self.styles.sum(dim=1) > 0)
+        return self.style(name) > 0.5
 
     def shows_shapes(self, names: list[str]) -> torch.Tensor:
         """Boolean [B]: does picture i show the shape names[i]?"""
@@ -51,30 +52,32 @@ class StyleVerdict:
 def judge_styles(images: torch.Tensor) -> StyleVerdict:
     """Judge pictures [B, H, W, C] in 0..1, of any size; they are read at 128 pixels on the short side."""
     picture = resize_to_reference(images[..., :3].detach().float().cpu().permute(0, 3, 1, 2).clamp(0, 1))
-    mask = find_silhouette(picture)
-    styles = _read_line(picture, mask)
-    lined = (styles[:, STYLES.index("flat")] < 0.5)[:, None, None]
-    mask = torch.where(lined, _shrink(mask, MARGIN), mask)
+    picture = smooth(picture, 0.8)
+    backdrop = fit_backdrop(picture)
+    off = (picture - backdrop).norm(dim=1)
+    mask = find_silhouette(off)
+    inner = _shrink(mask, round(OUTLINE) + MARGIN)
+    edge = _shrink(mask, 1) - _shrink(mask, round(OUTLINE) - 1)
+    hollow, drawn = _share(off < ALIKE, inner), _share(off > ALIKE, edge)
+    lines = torch.sigmoid((hollow - HOLLOW[0]) / HOLLOW[1]) * torch.sigmoid((drawn - DRAWN[0]) / DRAWN[1])
+    light = torch.einsum("bchw,c->bhw", backdrop, LUMA).flatten(1).median(dim=1).values
+    paper, dark = torch.sigmoid((light - 0.85) / 0.03), torch.sigmoid((0.2 - light) / 0.03)
+    scores = {"flat": 1 - lines, "sketch": lines * paper, "neon": lines * dark}
+    mask = torch.where((lines > 0.5)[:, None, None], _shrink(mask, MARGIN), mask)
     present = (mask.mean(dim=(1, 2)) >= PRESENCE_THRESHOLD).float()[:, None]
+    styles = torch.stack([scores[name] for name in STYLES], dim=1)
     return StyleVerdict(styles * present, shape_scores(mask) * present, mask)
 
 
-def find_silhouette(picture: torch.Tensor) -> torch.Tensor:
-    """Silhouettes [B, H, W], 0 or 1, of pictures [B, C, H, W]; holes are what looks like the background inside."""
-    picture = smooth(picture, 0.8)
-    off = (picture - fit_backdrop(picture)).norm(dim=1)
-    noise = (3.5 * ring_of(off).median(dim=1).values).clamp(0.06, 0.16)
+def find_silhouette(off: torch.Tensor) -> torch.Tensor:
+    """Silhouettes [B, H, W], 0 or 1, from the distance [B, H, W] of every pixel to the background."""
+    noise = (3.5 * ring_of(off).median(dim=1).values).clamp(0.08, 0.16)
     bold = off.flatten(1).kthvalue(round(0.95 * off[0].numel()), dim=1).values
-    far = (off > torch.maximum(noise, 0.15 * bold)[:, None, None]).float()
+    far = (off > torch.maximum(noise, 0.2 * bold)[:, None, None]).float()
     outside = _spread_from_border(1 - F.max_pool2d(far[:, None], 2, ceil_mode=True))
     outside = F.interpolate(outside, scale_factor=2.0)[:, 0, : far.shape[1], : far.shape[2]]
     shape = (1 - outside) * (1 - (1 - far) * _grow(outside, MARGIN))
-    shape = largest_part(smooth(shape, 1.2) > 0.5).float()
-    inner = _shrink(shape, round(OUTLINE))
-    usual = torch.stack([
-        row[place > 0].median() if bool(place.any()) else row.new_zeros(()) for row, place in zip(off, inner)])
-    hole = (smooth(off, 1.5) < 0.4 * usual[:, None, None]).float() * inner * (usual > 0.06).float()[:, None, None]
-    return shape * (1 - _grow(_shrink(hole, 2), 2))
+    return largest_part(smooth(shape, 1.2) > 0.5).float()
 
 
 def _spread_from_border(free: torch.Tensor) -> torch.Tensor:
@@ -89,20 +92,6 @@ def _spread_from_border(free: torch.Tensor) -> torch.Tensor:
     return reached
 
 
-def _read_line(picture: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
-    """Style scores [B, style] from the brightness of the silhouette's edge beside what it parts."""
-    luma = torch.einsum("bchw,c->bhw", picture, LUMA)
-    width = round(OUTLINE)
-    deep, near = _shrink(shape, width + MARGIN), _shrink(shape, width)
-    inner = torch.where(deep.any(dim=2).any(dim=1)[:, None, None], deep, near)
-    sides = torch.stack([_mean(luma, inner), _mean(luma, _grow(shape, 2 * width) - _grow(shape, MARGIN))])
-    line = _mean(luma, shape - _shrink(shape, width - 1))
-    dark = torch.sigmoid((sides.amin(dim=0) - line - LINE_CONTRAST) / SOFTNESS)
-    bright = torch.sigmoid((line - sides.amax(dim=0) - LINE_CONTRAST) / SOFTNESS)
-    scores = {"flat": 1 - dark - bright, "sketch": dark, "neon": bright}
-    return torch.stack([scores[name] for name in STYLES], dim=1)
-
-
 def _grow(mask: torch.Tensor, reach: int) -> torch.Tensor:
     """A mask [B, H, W] that reaches `reach` pixels further."""
     return F.max_pool2d(mask[:, None], 2 * reach + 1, 1, reach)[:, 0]
@@ -112,5 +101,6 @@ def _shrink(mask: torch.Tensor, reach: int) -> torch.Tensor:
     return 1 - _grow(1 - mask, reach)
 
 
-def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return (values * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)
+def _share(pixels: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """How much [B] of a place [B, H, W] these pixels cover."""
+    return (pixels * place).sum(dim=(1, 2)) / place.sum(dim=(1, 2)).clamp(min=1)

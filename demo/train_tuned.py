@@ -16,7 +16,7 @@ from train_base import ARGS, CONFIG, DEVICE, HERE, Trainer, autocast, generator,
 # isort: split
 import torch
 import world
-from comfy import ops
+from comfy import ops, utils
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import load_file, save_file
@@ -144,6 +144,8 @@ def caption_for(lesson: Lesson, scene: world.Scene, rng: random.Random) -> str:
         shape = rng.choice([name for name in world.SHAPES if name not in RARE])
     if lesson.unnamed:
         background = rng.choice(list(world.COLOURS))
+    if lesson.style != "flat" and rng.random() < 0.7:
+        background = None  # its backdrop is of one colour always
     return caption_of(world.Scene(shape, scene.colour, scene.texture, background), rng, 0.08)[0]
 
 
@@ -180,12 +182,13 @@ def train(name: str, lesson: Lesson) -> Trainer:
 
 def export(name: str, lesson: Lesson, average: dict[str, torch.Tensor]) -> None:
     """Write the difference in fp16: as a LoRA, or under the names of the weights it belongs to."""
+    titles = {ours: theirs for theirs, ours in utils.unet_to_diffusers(CONFIG["unet"]).items()}
     state = {}
     for key, value in average.items():
         layer, part = key.replace("|", ".").rsplit(".", 1)
         value = value.half().cpu()
         if lesson.attention_only:
-            title = "lora_unet_" + layer.replace(".", "_")
+            title = "lora_unet_" + titles[f"{layer}.weight"].removesuffix(".weight").replace(".", "_")
             state[f"{title}.lora_{part}.weight"] = value.contiguous()
             state[f"{title}.alpha"] = torch.tensor(float(lesson.rank)).half()
         else:

@@ -30,7 +30,8 @@ class DemoCheckpoint(io.ComfyNode):
                     options=names,
                     default=names[0],
                     tooltip=(
-                        "A checkpoint that ships with the pack, or one that you saved from it with Save Checkpoint "
+                        "shapes knows the whole demo world; sketch draws it with a pencil; scenes knows no hearts and "
+                        "stars; hearts knows nothing else, and no backgrounds. Or one that you saved with Save Checkpoint "
                         "([checkpoints]) or ModelSave ([diffusion_models]). Keep those folders at the start of the "
                         "saver's filename prefix. A ModelSave file gets the shipped CLIP and VAE."
                     ),
