@@ -18,12 +18,15 @@ FILLED = ("samplers", "attention_patches", "metrics", "host", "nodes")  # rooms 
 PURE_IMPORTS = {"torch", "einops", "math", "typing", "__future__", "dataclasses", "collections"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_extras", "comfy_execution", "folder_paths", "nodes",
                 "node_helpers", "latent_preview", "server", "execution", "app"}
-TRAINING = {"judge.py"}  # demo files that only training and measuring need; train*.py as well
+TRAINING = {"judge.py", "style_judge.py"}  # demo files that only training and measuring need; train*.py as well
 BANNED = re.compile(r"subprocess|urllib|requests|os\.environ|sqlite3|eval\(|exec\(|import_module"
                     r"|torch\.load|\.cuda\(|torch\.autocast|\bprint\(")
 CONTRACT = {"MixologyLayoutNoise", "MixologyLayoutFromPrompt", "MixologyLayoutMixSampler",
             "MixologyLayoutMixKSampler", "MixologyTokenScale", "MixologyAttentionMerge", "MixologyGradientMask",
-            "MixologyEpsilonMergeGuider", "MixologyCycleSampler", "MixologyDemoCheckpoint", "MixologyDemoPicture"}
+            "MixologyEpsilonMergeGuider", "MixologyCycleSampler", "MixologyBlendPrompts", "MixologyInvert",
+            "MixologyFeatureInjection", "MixologyTrajectoryStart", "MixologyCocktailKSampler",
+            "MixologySaveTrajectory", "MixologyLoadTrajectory", "MixologyExpert", "MixologySaliencyGuider",
+            "MixologySaliencyMaps", "MixologyDemoCheckpoint", "MixologyDemoPicture"}
 HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
 LANGUAGES = ("en", "zh")
 REGISTRIES = re.compile("pypi" r"\.org|pythonhosted" r"\.org|npmjs" r"\.|deb" r"\.debian|https?://[a-z.-]+/simple\b")

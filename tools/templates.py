@@ -8,9 +8,11 @@ import os
 import sys
 from typing import Any
 
-from graph import Graph, Link, load_definitions
+import templates_cocktail
+import templates_fusion
+from graph import Graph, load_definitions
+from template_parts import CHECKPOINT, add_picture, add_sampling
 
-CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 VAN_GOGH = "a Van Gogh painting of a village by the sea, bold swirling brushstrokes, vibrant colors"
 PIXELS = "a Minecraft rendering of a village by the sea, pixelated textures, blocky cubes, sharp right angles"
 
@@ -18,10 +20,7 @@ PIXELS = "a Minecraft rendering of a village by the sea, pixelated textures, blo
 def add_layout_picture(graph: Graph) -> tuple[int, int]:
     """A checkpoint, and a picture that is made a layout: the nodes of both."""
     checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
-    picture = graph.add("LoadImage", "Layout picture", (0, 150), (320, 320), image="example.png")
-    fit = graph.add("ImageScaleToTotalPixels", "Fit size", (0, 520), (320, 110), image=(picture, 0),
-                    upscale_method="area", megapixels=0.25, resolution_steps=8)
-    encode = graph.add("VAEEncode", "VAE Encode", (380, 520), (220, 50), pixels=(fit, 0), vae=(checkpoint, 2))
+    encode = add_picture(graph, "Layout picture", (0, 150), checkpoint, (380, 520))
     layout = graph.add("MixologyLayoutNoise", "Layout Noise", (380, 620), (300, 110), latent=(encode, 0))
     return checkpoint, layout
 
@@ -210,10 +209,7 @@ def four_corners(definitions: dict[str, Any]) -> Graph:
 def restyle_photo(definitions: dict[str, Any]) -> Graph:
     graph = Graph(definitions)
     checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
-    picture = graph.add("LoadImage", "Picture", (0, 150), (320, 320), image="example.png")
-    fit = graph.add("ImageScaleToTotalPixels", "Fit size", (0, 520), (320, 110), image=(picture, 0),
-                    upscale_method="area", megapixels=0.25, resolution_steps=8)
-    encode = graph.add("VAEEncode", "VAE Encode", (0, 680), (220, 50), pixels=(fit, 0), vae=(checkpoint, 2))
+    encode = add_picture(graph, "Picture", (0, 150), checkpoint, (0, 680))
     source = graph.add("CLIPTextEncode", "What the picture shows", (380, 0), (400, 120), clip=(checkpoint, 1),
                        text="a drawing of a girl in a pink dress on a green hill")
     target = graph.add("CLIPTextEncode", "What it shall become", (380, 170), (400, 140), clip=(checkpoint, 1),
@@ -235,26 +231,11 @@ def restyle_photo(definitions: dict[str, Any]) -> Graph:
     return graph
 
 
-def add_sampling(graph: Graph, at: tuple[int, int], checkpoint: int, guider: int, latent: Link, prefix: str,
-                 sampler: int | None = None, steps: int = 30, denoise: float = 1.0) -> None:
-    """From a guider to the saved picture; ddim unless a sampler is given."""
-    x, y = at
-    noise = graph.add("RandomNoise", "Noise", (x, y), (320, 90))
-    if sampler is None:
-        sampler = graph.add("KSamplerSelect", "Sampler", (x, y + 140), (320, 60), sampler_name="ddim")
-    sigmas = graph.add("BasicScheduler", "Steps", (x, y + 250), (320, 110), model=(checkpoint, 0),
-                       scheduler="ddim_uniform", steps=steps, denoise=denoise)
-    sampled = graph.add("SamplerCustomAdvanced", "Sample", (x + 380, 0), (260, 120), noise=(noise, 0),
-                        guider=(guider, 0), sampler=(sampler, 0), sigmas=(sigmas, 0), latent_image=latent)
-    decode = graph.add("VAEDecode", "VAE Decode", (x + 380, 170), (220, 50), samples=(sampled, 0),
-                       vae=(checkpoint, 2))
-    graph.add("SaveImage", "Save Image", (x + 380, 280), (400, 420), images=(decode, 0), filename_prefix=prefix)
-
-
 TEMPLATES = {"magicmix_image_text": image_text, "magicmix_text_text": text_text, "token_scale": token_scale,
              "concept_removal": concept_removal, "dual_style_epsilon": dual_style_epsilon,
              "dual_style_attention": dual_style_attention, "four_corners": four_corners,
-             "restyle_photo": restyle_photo}
+             "restyle_photo": restyle_photo, **templates_cocktail.TEMPLATES,
+             **templates_fusion.TEMPLATES}
 
 
 def main() -> None:
