@@ -82,7 +82,7 @@ def load_vae() -> TAESD:
 class Difference(torch.nn.Module):
     """What a layer learns beside its weight: up @ down, added to its output."""
 
-    def __init__(self, layer: torch.nn.Module, rank: int):
+    def __init__(self, layer: torch.nn.Linear | torch.nn.Conv2d, rank: int):
         super().__init__()
         weight = layer.weight
         self.down = torch.nn.Parameter(torch.randn(rank, *weight.shape[1:]) / weight[0].numel() ** 0.5)
@@ -91,7 +91,7 @@ class Difference(torch.nn.Module):
 
     def add(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         x = inputs[0]
-        if self.down.ndim == 2:
+        if not isinstance(layer, torch.nn.Conv2d):
             return output + x @ self.down.T @ self.up.T
         inner = torch.nn.functional.conv2d(x, self.down, None, layer.stride, layer.padding)
         return output + torch.nn.functional.conv2d(inner, self.up[:, :, None, None])

@@ -45,8 +45,9 @@ def find_file(name: str) -> Path:
         ValueError: if there is none.
     """
     folder, file = folder_of(name)
+    path = folder / file
     try:
-        path, root = (folder / file).resolve(), folder.resolve()
+        path, root = path.resolve(), folder.resolve()
         found = path.is_relative_to(root) and path.suffix == SUFFIX and path.is_file()
     except (OSError, ValueError, RuntimeError):  # no name of this system, or links in a circle
         found = False

@@ -31,9 +31,9 @@ class DemoCheckpoint(io.ComfyNode):
                     default=names[0],
                     tooltip=(
                         "shapes knows the whole demo world; sketch draws it with a pencil; scenes knows no hearts and "
-                        "stars; hearts knows nothing else, and no backgrounds. Or one that you saved with Save Checkpoint "
-                        "([checkpoints]) or ModelSave ([diffusion_models]). Keep those folders at the start of the "
-                        "saver's filename prefix. A ModelSave file gets the shipped CLIP and VAE."
+                        "stars; hearts knows nothing else, and no backgrounds. Or one that you saved with Save "
+                        "Checkpoint ([checkpoints]) or ModelSave ([diffusion_models]). Keep those folders at the start "
+                        "of the saver's filename prefix. A ModelSave file gets the shipped CLIP and VAE."
                     ),
                 ),
             ],

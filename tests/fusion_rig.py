@@ -115,7 +115,8 @@ def read_alone(one: Spec, latent: dict[str, Any], sigma: float) -> Alone:
     telling.model_options["disable_cfg1_optimization"] = True
     process_in = model.get_model_object("latent_format").process_in
     guided = process_in(one_step(tiny.cfg_guider(telling, positive, negative, cfg), latent, sigma))
-    return Alone(*pairs[0], guided, cfg, k)
+    cond, uncond = pairs[0]
+    return Alone(cond, uncond, guided, cfg, k)
 
 
 def fused_plain_steps(specs: Sequence[Spec], latent: dict[str, Any], sigma: float, **options: Any,

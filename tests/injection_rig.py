@@ -84,7 +84,7 @@ class Hooks:
     shape: Shape = (0, 0)
 
     def visit(self, name: Any, output: Tensor, weights: Tensor) -> Tensor | None:
-        if self.keeping:
+        if self.keeping and self.kept is not None:
             self.kept[name] = output
             return None
         first = 0 if self.kept is not None else self.images
@@ -137,7 +137,7 @@ def inject_explicitly(model: Any, trajectory: Trajectory, source: Any, attention
         height, width = trajectory.states.shape[-2:]
         state = trajectory.state_at(float(sigma[0]), x.new_empty(images, x.shape[1], height, width))
         whole = x.shape == (len(x), *state.shape[1:])
-        rows, columns, top, left = (height, width, 0, 0) if whole else area
+        rows, columns, top, left = (height, width, 0, 0) if whole or area is None else area
         state = state[..., top:top + rows, left:left + columns]
 
         def weight(*layer: int) -> Tensor:
@@ -223,5 +223,5 @@ def soft_mask(batch: int = 1, height: int = 40, width: int = 24, seed: int = 3) 
     return torch.rand(batch, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def guide(model: Any, positive: Any, negative: Any, cfg: float = 3.0) -> Any:
+def guide(model: Any, positive: Any, negative: Any, cfg: Any = 3.0) -> Any:
     return tiny.cfg_guider(model, positive, negative, cfg)

@@ -152,10 +152,11 @@ def test_a_style_is_painted(style: str) -> None:
 def test_the_experts_know_what_the_other_does_not() -> None:
     scenes = scenes_of(64, ("heart", "star"))
     shapes, backgrounds = ([str(getattr(scene, part)) for scene in scenes] for part in ("shape", "background"))
-    verdicts = {name: judge.judge_pictures(paint(*demo.load_checkpoint(name), scenes, 6))
-                for name in ("scenes", "hearts")}
-    found = {name: [float(verdict.recognised(part, values).float().mean())
-                    for part, values in (("shape", shapes), ("background", backgrounds))]
-             for name, verdict in verdicts.items()}
+    found = {}
+    for name in ("scenes", "hearts"):
+        model, clip, vae = demo.load_checkpoint(name)
+        verdict = judge.judge_pictures(paint(model, clip, vae, scenes, 6))
+        found[name] = [float(verdict.recognised(part, values).float().mean())
+                       for part, values in (("shape", shapes), ("background", backgrounds))]
     assert found["hearts"][0] >= 0.85 and found["hearts"][1] <= 0.35, found
     assert found["scenes"][0] <= 0.2 and found["scenes"][1] >= 0.85, found

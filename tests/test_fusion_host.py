@@ -169,7 +169,8 @@ def test_evaluations(model: Any) -> None:
     run(guider, latent, sigmas)
     assert (steps, inside, sum(calls), sum(other)) == (100, 40, 200, 80) and sum(calls) + sum(other) == 280
     assert guider.winners[:40].any() and not guider.winners[40:].any() and guider.winners.shape == (100, 1, 4, 6)
-    calls.clear(), other.clear()
+    calls.clear()
+    other.clear()
     run(fuser([spec(first), spec(second, OTHER, cfg=1.0)], window=(0.4, 1.0), outside=1), latent, sigmas[::20])
     assert calls == [2] * 3 and other == [1] * 2 + [2] * 3  # cfg 1 alone skips the negative, as the core does
 
@@ -186,7 +187,8 @@ def test_experts_on_one_model_share_it(model: Any, others: dict[str, Any]) -> No
         ([spec(counted), spec(counted, cfg=5.0), spec(counted, OTHER)], 3, 0),
         ([spec(counted), spec(third), spec(counted, OTHER), spec(third, THIRD)], 3, 3),
     ):
-        calls.clear(), third_calls.clear()
+        calls.clear()
+        third_calls.clear()
         run(fuser(specs), latent, sigmas)
         assert calls == [rows] * 3 and third_calls == [third_rows] * 3 * bool(third_rows)
     specs = [spec(model), spec(model, OTHER, cfg=5.0), spec(model.clone(), THIRD, THIRD)]

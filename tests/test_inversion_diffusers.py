@@ -42,7 +42,7 @@ def diffusers_states(model: Any, latent: dict[str, Any], rule: str) -> torch.Ten
     states = [z]
     for i, t in enumerate(times):
         read = t if rule == "ditail" else times[max(i - 1, 0)]
-        z = scheduler.step(unet(z, read, PROMPT[0][0].expand(len(z), -1, -1)).sample, t, z).prev_sample
+        z = scheduler.step(unet(z, read, PROMPT[0][0].expand(len(z), -1, -1)).sample, t, z, return_dict=False)[0]
         states.append(z)
     return torch.stack(states)
 

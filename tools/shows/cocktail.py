@@ -117,8 +117,8 @@ def pair_models(stage: Stage) -> Section:
 def raise_guidance(stage: Stage) -> Section:
     section = Section(
         "Diffusion Cocktail: guidance, and what it cannot do",
-        "A drawn picture, painted anew under another prompt. A larger cfg changes appearance and kind more, while the "
-        "structure stays. The number of things is structure: two stay two, whatever the prompt says.")
+        "A drawn picture, painted anew under another prompt. A larger cfg changes appearance and kind more. The number "
+        "of things is structure: where the structure holds, two stay two although the prompt says one.")
     started = time.monotonic()
     picture, text = REPAINTED
     for title, twice in (("one thing", False), ("two things, the prompt says one", True)):
@@ -153,15 +153,17 @@ def prepare(stage: Stage, template: str, caption: str, seed: int, source: str = 
 
 
 def prepare_photo(stage: Stage, picture: str, text: str, seed: int, twice: bool) -> Workflow:
-    """The template on a drawn picture, or on two of them side by side."""
+    """The template on a drawn picture, or on two small ones side by side above an empty half."""
     workflow = stage.load("cocktail_photo.json")
-    half = stage.side // 2 if twice else stage.side
-    workflow.use_demo_picture(caption=picture, seed=seed, width=half, height=half)
+    side = stage.side // 2 if twice else stage.side
+    workflow.use_demo_picture(caption=picture, seed=seed, width=side, height=side)
     if twice:
         drawn = [workflow.find("Picture"), 0]
         pair = workflow.add("ImageStitch", image1=drawn, image2=drawn)
-        workflow.set("Fit size", image=[pair, 0])
-        workflow.set("Fit size", megapixels=half * stage.side / 1024**2)
+        rest = workflow.add("MixologyDemoPicture", caption=f"a {picture.split()[-2]} background", seed=seed,
+                            width=stage.side, height=side)
+        whole = workflow.add("ImageStitch", image1=[pair, 0], image2=[rest, 0], direction="down")
+        workflow.set("Fit size", image=[whole, 0])
     workflow.set("What the picture shows", text=picture)
     workflow.set("What it shall become", text=text)
     set_demo(workflow)
