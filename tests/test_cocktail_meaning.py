@@ -21,9 +21,9 @@ from torch import Tensor
 
 pytestmark = pytest.mark.meaning
 
-COUNT, STEPS = 64, 10
+COUNT, STEPS = 64, 8
 SEED = 30_000_000  # training draws its seeds below
-STYLE_CFG, SHAPE_CFG = 4.0, 5.0
+STYLE_CFG, SHAPE_CFG = 3.0, 5.0
 RATIOS = ((0.0, 0.0), (0.5, 0.8), (1.0, 1.0))  # attention_until, features_until
 STRENGTHS = (0.8, 1.0)
 WHOLE = tuple(shape for shape in world.SHAPES if shape != "ring")  # drawn in lines, a ring shows no hole

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 UNET_KEY = "diffusion_model.output_blocks.3.1.transformer_blocks.0.attn2.to_k.weight"
 TEXT_KEY = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
 
+SHIPPED = ["shapes", "sketch", "scenes", "hearts"]
+
 State = dict[str, torch.Tensor]
 
 
@@ -72,7 +74,7 @@ def test_model_save_reads_back_bit_for_bit(checkpoint: tuple[Any, Any, Any], out
     patched = change(model, UNET_KEY)
     ModelSave().save(patched, "diffusion_models/sub/mine")
     name = f"[diffusion_models] {Path('sub') / 'mine_00001_.safetensors'}"
-    assert demo.list_names() == ["shapes", name]
+    assert demo.list_names() == [*SHIPPED, name]
     loaded = demo.load_checkpoint(name)
     comfy.model_management.load_models_gpu([patched])
     assert equal(weights(loaded[0]), weights(patched))
@@ -92,7 +94,7 @@ def test_checkpoint_save_reads_back_bit_for_bit(checkpoint: tuple[Any, Any, Any]
         other.first_stage_model.taesd_decoder[1].weight.mul_(1.01)
     CheckpointSave().save(patched, patched_clip, other, "checkpoints/all")
     name = "[checkpoints] all_00001_.safetensors"
-    assert demo.list_names() == ["shapes", name]
+    assert demo.list_names() == [*SHIPPED, name]
     loaded = demo.load_checkpoint(name)
     comfy.model_management.load_models_gpu([patched, patched_clip.patcher])
     assert equal(weights(loaded[0]), weights(patched))
@@ -122,7 +124,7 @@ def write_damaged(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["empty", "short", "cut", "header", "length", "text"])
 def test_damaged_file_is_not_listed_and_says_so(output: Path, name: str) -> None:
     assert name in write_damaged(output / "checkpoints")
-    assert demo.list_names() == ["shapes"]
+    assert demo.list_names() == SHIPPED
     expected = rf"expected a whole safetensors file, but '{name}\.safetensors' is damaged"
     with pytest.raises(ValueError, match=expected):
         demo.load_checkpoint(f"[checkpoints] {name}.safetensors")
@@ -139,7 +141,7 @@ def test_other_models_are_not_listed_and_say_so(output: Path) -> None:
     vae.pop("first_stage_model.vae_shift")
     save_file({**state, **vae}, folder / "vae.safetensors")
     (folder / "old.ckpt").write_bytes(b"anything")
-    assert demo.list_names() == ["shapes"]
+    assert demo.list_names() == SHIPPED
     with pytest.raises(ValueError, match="sizes of the demo model, but 'three.safetensors' holds another one"):
         demo.load_checkpoint("[checkpoints] three.safetensors")
     with pytest.raises(ValueError, match="sizes of the demo model, but 'lora.safetensors' holds none"):
@@ -151,10 +153,10 @@ def test_other_models_are_not_listed_and_say_so(output: Path) -> None:
 def test_large_files_are_never_opened(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = output / "checkpoints" / "copy.safetensors"
     file.write_bytes(demo.shipped_file("shapes").read_bytes())
-    assert demo.list_names() == ["shapes", "[checkpoints] copy.safetensors"]
+    assert demo.list_names() == [*SHIPPED, "[checkpoints] copy.safetensors"]
     monkeypatch.setattr(demo, "LARGEST_FILE", file.stat().st_size - 1)
     monkeypatch.setattr(demo, "check_layout", lambda path: pytest.fail(f"opened {path}"))
-    assert demo.list_names() == ["shapes"]
+    assert demo.list_names() == SHIPPED
 
 
 @pytest.mark.parametrize("name", [
