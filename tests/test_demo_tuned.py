@@ -102,8 +102,8 @@ def test_a_difference_that_does_not_fit_is_refused(damage: str, tmp_path: Path, 
     elif damage == "no up":
         del state[key.replace(".down", ".up")]
     else:
-        state["model.diffusion_model.none.weight.down"] = state[key]
-        state["model.diffusion_model.none.weight.up"] = state[key.replace(".down", ".up")]
+        state["model.diffusion_model.none.weight.down"] = state[key].clone()
+        state["model.diffusion_model.none.weight.up"] = state[key.replace(".down", ".up")].clone()
     path = tmp_path / "sketch.safetensors"
     save_file(state, path)
     monkeypatch.setattr(demo, "find_file", lambda name: path)
