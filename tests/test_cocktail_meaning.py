@@ -21,7 +21,8 @@ from torch import Tensor
 
 pytestmark = pytest.mark.meaning
 
-COUNT, STEPS = 64, 8
+COUNT = 64
+STYLE_STEPS, SHAPE_STEPS = 12, 8
 SEED = 30_000_000  # training draws its seeds below
 STYLE_CFG, SHAPE_CFG = 3.0, 5.0
 RATIOS = ((0.0, 0.0), (0.5, 0.8), (1.0, 1.0))  # attention_until, features_until
@@ -41,16 +42,11 @@ class Sources:
 
 @dataclass(frozen=True)
 class Reading:
-    """Means over pictures: overlap with the source's silhouette, and shares that show the style and the shape.
-
-    open_style: the style's share among pictures without stripes or checks, between which the demo autoencoder turns
-    white into yellow.
-    """
+    """Means over pictures: overlap with the source's silhouette, and shares that show the style and the shape."""
 
     overlap: float
     style: float
     shape: float
-    open_style: float
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,10 +82,11 @@ def encode(models: Models, texts: Sequence[str]) -> Any:
     return [[torch.cat(rows), {"pooled_output": None}]]
 
 
-def invert(models: Models, pictures: Tensor, texts: Sequence[str], alpha: float = 1.0) -> Trajectory:
+def invert(models: Models, pictures: Tensor, texts: Sequence[str], steps: int = SHAPE_STEPS, alpha: float = 1.0,
+           ) -> Trajectory:
     prompt = blend_prompts(encode(models, texts), encode(models, [""]), alpha, 0.0)
     latent = {"samples": models[2].encode(pictures)}
-    return invert_latent(models[0], prompt, latent, STEPS, "ddim_uniform", "ditail")
+    return invert_latent(models[0], prompt, latent, steps, "ddim_uniform", "ditail")
 
 
 def mix(models: Models, trajectory: Trajectory, texts: Sequence[str], cfg: float, attention: float, features: float,
@@ -101,10 +98,9 @@ def mix(models: Models, trajectory: Trajectory, texts: Sequence[str], cfg: float
 
 def read(pictures: Tensor, sources: Sources, shapes: Sequence[str], style: str = "sketch") -> Reading:
     verdict = style_judge.judge_styles(pictures)
-    styled = verdict.shows_style(style).float()
-    open_inside = torch.tensor([scene.texture in ("plain", "dotted") for scene in sources.scenes])
-    return Reading(float(judge.silhouette_overlap(verdict.mask, sources.masks).mean()), float(styled.mean()),
-                   float(verdict.shows_shapes(list(shapes)).float().mean()), float(styled[open_inside].mean()))
+    return Reading(float(judge.silhouette_overlap(verdict.mask, sources.masks).mean()),
+                   float(verdict.shows_style(style).float().mean()),
+                   float(verdict.shows_shapes(list(shapes)).float().mean()))
 
 
 def describe(scenes: Sequence[world.Scene]) -> list[str]:
@@ -119,8 +115,9 @@ def trajectory(base: Models, sources: Sources) -> Trajectory:
 # ------------------------------------------------------------------------------------------------ a new style
 
 @pytest.fixture(scope="module")
-def transfers(sketch: Models, sources: Sources, trajectory: Trajectory) -> dict[str, list[Reading]]:
+def transfers(base: Models, sketch: Models, sources: Sources) -> dict[str, list[Reading]]:
     """From the flat world to sketches, over the ratios, beside image to image with the same model and prompts."""
+    trajectory = invert(base, sources.pictures, describe(sources.scenes), STYLE_STEPS)
     texts = describe([replace(scene, background=None) for scene in sources.scenes])
     shapes = [str(scene.shape) for scene in sources.scenes]
     mixed = [read(mix(sketch, trajectory, texts, STYLE_CFG, *ratio), sources, shapes) for ratio in RATIOS]
@@ -128,17 +125,16 @@ def transfers(sketch: Models, sources: Sources, trajectory: Trajectory) -> dict[
     positive, negative = encode(sketch, texts), encode(sketch, [""])
     plain = []
     for strength in STRENGTHS:
-        out = core.common_ksampler(sketch[0], 5, STEPS, STYLE_CFG, "ddim", "ddim_uniform", positive, negative, latent,
-                                   denoise=strength)[0]
+        out = core.common_ksampler(sketch[0], 5, STYLE_STEPS, STYLE_CFG, "ddim", "ddim_uniform", positive, negative,
+                                   latent, denoise=strength)[0]
         plain.append(read(sketch[2].decode(out["samples"]), sources, shapes))
     return {"cocktail": mixed, "image to image": plain}
 
 
 def test_the_style_arrives(transfers: dict[str, list[Reading]]) -> None:
-    """At the paper's ratios."""
+    """At the paper's ratios in .92."""
     paper, strongest = transfers["cocktail"][1], transfers["image to image"][-1]
-    assert paper.open_style >= 0.9 and paper.style >= max(0.75, strongest.style), transfers
-    assert paper.shape >= 0.85, transfers
+    assert paper.style >= 0.88 and paper.style >= strongest.style - 0.05 and paper.shape >= 0.9, transfers
 
 
 def test_structure_is_kept_better_than_by_image_to_image(transfers: dict[str, list[Reading]]) -> None:
@@ -229,7 +225,7 @@ def test_the_number_of_things_stays(base: Models) -> None:
     pictures = torch.cat(pairs).permute(0, 2, 3, 1)
     assert count_things(pictures) == [2] * 16
     out = mix(base, invert(base, pictures, shown), texts, 3.0, 0.5, 0.8)
-    alone = core.common_ksampler(base[0], 3, STEPS, 3.0, "ddim", "ddim_uniform", encode(base, texts),
+    alone = core.common_ksampler(base[0], 3, SHAPE_STEPS, 3.0, "ddim", "ddim_uniform", encode(base, texts),
                                  encode(base, [""]), {"samples": torch.zeros(16, 4, 16, 16)})[0]
     kept = sum(count == 2 for count in count_things(out)) / 16
     plain = sum(count == 2 for count in count_things(base[2].decode(alone["samples"]))) / 16
