@@ -13,6 +13,7 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"
 COMMENTS = {"Note", "MarkdownNote"}
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
 MUTED, BYPASSED = 2, 4
+DEMO_LORA = "mixology-demo-neon.safetensors"
 Definitions = Mapping[str, Mapping[str, Any]]
 Source = tuple[int, int]  # node id, output slot
 
@@ -84,8 +85,14 @@ class Workflow:
         for name in self.ids("ImageScaleToTotalPixels"):
             self.set_inputs(name, megapixels=side * side / 1024**2)
 
-    def use_demo_checkpoint(self, **values: Any) -> None:
-        self.exchange("CheckpointLoaderSimple", "MixologyDemoCheckpoint", **values)
+    def use_demo_checkpoint(self) -> None:
+        """Demo checkpoints for the template's own, another one for each loader, and the demo LoRA for its LoRA."""
+        self.exchange("CheckpointLoaderSimple", "MixologyDemoCheckpoint")
+        names = _choices(dict(_inputs(self._definition("MixologyDemoCheckpoint")))["name"])
+        for loader, name in zip(self.ids("MixologyDemoCheckpoint"), names):
+            self.set_inputs(loader, name=name)
+        for loader in self.ids("LoraLoader"):
+            self.set_inputs(loader, lora_name=DEMO_LORA)
 
     def use_demo_picture(self, **values: Any) -> None:
         self.exchange("LoadImage", "MixologyDemoPicture", **values)
@@ -101,11 +108,15 @@ def defaults(definition: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, spec in _inputs(definition):
         if _is_widget(spec) and name in definition["input"].get("required", {}):
-            options = _options(spec)
-            choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
+            choices = _choices(spec)
             first = choices[0]["key"] if choices and isinstance(choices[0], dict) else next(iter(choices), "")
-            found[name] = options.get("default", first)
+            found[name] = _options(spec).get("default", first)
     return found
+
+
+def _choices(spec: Any) -> list[Any]:
+    """What a combo offers."""
+    return spec[0] if isinstance(spec[0], list) else _options(spec).get("options", [])
 
 
 def convert(graph: Mapping[str, Any], definitions: Definitions, name: str = "workflow") -> dict[str, dict[str, Any]]:

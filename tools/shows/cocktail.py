@@ -14,7 +14,6 @@ STEPS = 20
 RATIOS: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.3, 0.5), (0.5, 0.8), (1.0, 1.0))  # attention, features
 DEMO_CFG = 3.0
 MODELS = ("shapes", "sketch")
-LORA = "mixology-demo-neon.safetensors"
 CFGS = (1.5, 3.0, 6.0, 10.0)
 STRENGTHS = (0.5, 0.7, 0.8, 0.9, 1.0)  # plain image to image with the target model
 MEASURED_SEEDS = 4  # a caption
@@ -82,7 +81,7 @@ def mix_with_lora(stage: Stage) -> Section:
         pictures: list[Picture] = []
         for attention, features in (RATIOS[0], RATIOS[2]):
             workflow = prepare(stage, "cocktail_lora.json", caption, SEED + 10 + index)
-            workflow.set("Style LoRA", lora_name=LORA, strength_model=1.0)
+            workflow.set("Style LoRA", strength_model=1.0)
             workflow.set("Cocktail", attention_until=attention, features_until=features)
             run = stage.run(workflow, f"LoRA: {caption}")
             if not pictures:
