@@ -146,6 +146,8 @@ def prepare(stage: Stage, template: str, caption: str, seed: int, source: str = 
         if template == "cocktail_checkpoints.json":
             workflow.set("Source checkpoint", name=source)
             workflow.set("Target checkpoint", name=target)
+        if target != MODELS[0]:
+            workflow.set("What it shall become", text=name_thing(caption))
         workflow.set("Source", steps=STEPS, cfg=4.0)
         set_demo(workflow)
     return workflow
@@ -167,6 +169,11 @@ def prepare_photo(stage: Stage, picture: str, text: str, seed: int, twice: bool)
     workflow.set("What it shall become", text=text)
     set_demo(workflow)
     return workflow
+
+
+def name_thing(caption: str) -> str:
+    """The caption without its background: what is drawn in lines has one of its own."""
+    return caption.partition(" on ")[0]
 
 
 def set_demo(workflow: Workflow) -> None:
@@ -233,6 +240,7 @@ def prepare_transfer(stage: Stage, caption: str, seed: int) -> Workflow:
     for title in ("Empty prompt", "What it shall become", "Negative prompt"):
         workflow.set(title, clip=[target, 1])
     workflow.set("Cocktail", model=[target, 0])
+    workflow.set("What it shall become", text=name_thing(caption))
     return workflow
 
 
