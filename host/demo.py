@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import comfy.clip_vision
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -25,7 +26,9 @@ from ..demo.world import draw_scene, parse_caption
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 MODEL, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
+VISION = ("vision_model.", "visual_projection.")
 PROJECTION = "transformer.text_projection.weight"  # unused by SD1.x, and left out by the host's savers
+CLIP_PROJECTION = "text_projection.weight"  # the same in the file of the demo CLIP, beside its vision tower
 SAVE_FOLDERS = ("checkpoints", "diffusion_models")  # where the host's savers write and its loaders look
 LARGEST_FILE = 1 << 28  # bytes; a saved demo checkpoint has about 60 MB, so a larger file is never opened
 
@@ -40,7 +43,7 @@ def read_config() -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- files
 
 def shipped_file(name: str) -> Path:
-    """A file of the pack: `vae`, `text` or the name of a shipped checkpoint."""
+    """A file of the pack: `vae`, `text`, `clip` or the name of a shipped checkpoint."""
     return DEMO / f"{name}.safetensors"
 
 
@@ -148,7 +151,7 @@ def find_fault(name: str) -> str | None:
 
 def fingerprint(name: str) -> str:
     """Changes when a file behind `name` changes, so that the host loads it again."""
-    paths = (find_file(name), base_file(), shipped_file("text"), shipped_file("vae"))
+    paths = (find_file(name), base_file(), *(shipped_file(part) for part in ("text", "vae", "clip")))
     files = [path.stat() for path in paths]
     return " ".join(f"{file.st_mtime_ns}.{file.st_size}" for file in files)
 
@@ -201,24 +204,16 @@ class DemoModelConfig(supported_models.SD15):
     unet_extra_config: dict[str, Any] = {}  # SD1.x has eight heads
 
     def process_clip_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Host names for the text encoder's tensors. The unused projection is always the identity."""
+        """Host names for the text encoder's tensors. The projection, which prompts do not use, is the demo CLIP's."""
         kept = {key: value for key, value in state_dict.items() if not key.endswith(PROJECTION)}
         state = super().process_clip_state_dict(kept)
-        state[f"clip_l.{PROJECTION}"] = torch.eye(read_config()["text"]["hidden_size"])
+        state[f"clip_l.{PROJECTION}"] = read_part(shipped_file("clip"), CLIP_PROJECTION)[CLIP_PROJECTION]
         return state
 
     def clip_target(self, state_dict: dict[str, torch.Tensor] | None = None) -> supported_models_base.ClipTarget:
         return supported_models_base.ClipTarget(
             partial(sd1_clip.SD1Tokenizer, tokenizer=DemoTokenizer),
             partial(sd1_clip.SD1ClipModel, clip_model=DemoClipModel))
-
-
-class AbsentClipVision:
-    """Stands on the CLIP vision socket while no demo CLIP vision model ships: whatever is asked of it, it says so."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            "Demo Checkpoint has no CLIP vision model yet; connect Load CLIP Vision to this input instead.")
 
 
 # ------------------------------------------------------------------------------------------------- loading
@@ -277,6 +272,19 @@ def load_vae(path: Path) -> comfy.sd.VAE:
     vae = comfy.sd.VAE(sd=state, dtype=torch.float32)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path,))
     return vae
+
+
+def load_clip_vision() -> comfy.clip_vision.ClipVisionModel:
+    """The vision tower of the demo CLIP, whose text tower is the prompt encoder with its projection.
+
+    Raises:
+        ValueError: if its file is missing or damaged.
+    """
+    path = shipped_file("clip")
+    vision = comfy.clip_vision.ClipVisionModel(str(DEMO / "clip_vision.json"))
+    state = {name: value.to(vision.dtype) for prefix in VISION for name, value in read_part(path, prefix).items()}
+    vision.load_sd(state)
+    return vision
 
 
 def load_clip_patcher(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

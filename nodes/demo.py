@@ -3,7 +3,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.demo import AbsentClipVision, draw_picture, find_fault, fingerprint, list_names, load_checkpoint
+from ..host.demo import (
+    draw_picture,
+    find_fault,
+    fingerprint,
+    list_names,
+    load_checkpoint,
+    load_clip_vision,
+)
 
 
 class DemoCheckpoint(io.ComfyNode):
@@ -44,8 +51,8 @@ class DemoCheckpoint(io.ComfyNode):
                 io.ClipVision.Output(
                     display_name="clip_vision",
                     tooltip=(
-                        "Reserved for the demo CLIP vision model, which does not ship yet: a node that uses it stops "
-                        "with a message. Connect Load CLIP Vision there."
+                        "A CLIP vision model in one space with the text encoder's projection, trained on the drawn "
+                        "shapes: for Mixer Image, and to measure pictures."
                     ),
                 ),
             ],
@@ -61,7 +68,7 @@ class DemoCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(*load_checkpoint(name), AbsentClipVision())
+        return io.NodeOutput(*load_checkpoint(name), load_clip_vision())
 
 
 class DemoPicture(io.ComfyNode):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import comfy.cldm.cldm
+import comfy.clip_vision
 import comfy.controlnet
 import comfy.hooks
 import comfy.model_base
@@ -262,18 +263,10 @@ def test_checkpoint_node() -> None:
     assert isinstance(model.model, comfy.model_base.BaseModel)
     assert isinstance(clip, comfy.sd.CLIP)
     assert isinstance(vae, comfy.sd.VAE)
-    assert isinstance(vision, demo.AbsentClipVision)
+    assert isinstance(vision, comfy.clip_vision.ClipVisionModel)
     assert DemoCheckpoint.validate_inputs("shapes") is True
     assert DemoCheckpoint.validate_inputs() is True
     assert "finds no 'gone'" in str(DemoCheckpoint.validate_inputs("gone"))
-
-
-@pytest.mark.seam
-def test_absent_clip_vision_says_so_when_used() -> None:
-    vision = demo.AbsentClipVision()
-    assert not hasattr(vision, "get_ram_usage")
-    with pytest.raises(AttributeError, match="^Demo Checkpoint has no CLIP vision model yet; connect Load CLIP Vision"):
-        core.CLIPVisionEncode().encode(vision, torch.zeros(1, 8, 8, 3), "none")
 
 
 @pytest.mark.seam

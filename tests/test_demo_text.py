@@ -89,7 +89,6 @@ def test_states_are_the_last_after_the_norm(clip: Any) -> None:
     inner = clip.cond_stage_model.clip_l
     tokens = torch.tensor([[token for token, _ in token_rows(clip, CAPTION)[0]]])
     network = inner.transformer.to("cpu")
-    assert torch.equal(network.text_projection.weight, torch.eye(states.shape[-1]))
     expected = network.text_model(tokens)[0]
     assert torch.allclose(states, expected, atol=1e-5)
     end = tokens[0].tolist().index(demo.read_config()["text"]["eos_token_id"])
