@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 UNET_KEY = "diffusion_model.output_blocks.3.1.transformer_blocks.0.attn2.to_k.weight"
 TEXT_KEY = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
 
-SHIPPED = ["shapes", "sketch", "scenes", "hearts"]
+SHIPPED = ["shapes", "sketch", "scenes", "hearts", "mixer"]
 
 State = dict[str, torch.Tensor]
 
@@ -49,6 +49,13 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder_paths.set_output_directory(before)
     for folder in demo.SAVE_FOLDERS:
         folder_paths.filename_list_cache.pop(folder, None)
+
+
+def test_the_demo_folder_is_small() -> None:
+    """Together at most 80 MB; the CLIP and what is taught from the first checkpoint at most 10 MB each."""
+    sizes = {path.stem: path.stat().st_size for path in demo.DEMO.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) <= 80e6
+    assert all(sizes[name] <= 10e6 for name in ("clip", *SHIPPED[1:]))
 
 
 def weights(patcher: Any) -> State:

@@ -78,7 +78,7 @@ def test_a_difference_is_added_as_a_product() -> None:
     assert found["b"] is base["b"]
 
 
-@pytest.mark.parametrize("name", TAUGHT)
+@pytest.mark.parametrize("name", [*TAUGHT, "mixer"])
 def test_a_taught_checkpoint_is_the_base_and_its_difference(name: str) -> None:
     stored = load_file(demo.shipped_file(name))
     base = load_file(demo.shipped_file("shapes"))
