@@ -26,7 +26,8 @@ CONTRACT = {"MixologyLayoutNoise", "MixologyLayoutFromPrompt", "MixologyLayoutMi
             "MixologyEpsilonMergeGuider", "MixologyCycleSampler", "MixologyBlendPrompts", "MixologyInvert",
             "MixologyFeatureInjection", "MixologyTrajectoryStart", "MixologyCocktailKSampler",
             "MixologySaveTrajectory", "MixologyLoadTrajectory", "MixologyExpert", "MixologySaliencyGuider",
-            "MixologySaliencyMaps", "MixologyDemoCheckpoint", "MixologyDemoPicture"}
+            "MixologySaliencyMaps", "MixologyMixerImage", "MixologyMixerText", "MixologyMixerConditioning",
+            "MixologyDemoCheckpoint", "MixologyDemoPicture"}
 HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
 LANGUAGES = ("en", "zh")
 REGISTRIES = re.compile("pypi" r"\.org|pythonhosted" r"\.org|npmjs" r"\.|deb" r"\.debian|https?://[a-z.-]+/simple\b")

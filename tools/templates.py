@@ -10,6 +10,7 @@ from typing import Any
 
 import templates_cocktail
 import templates_fusion
+import templates_mixer
 from graph import Graph, load_definitions
 from template_parts import CHECKPOINT, add_picture, add_sampling
 
@@ -235,7 +236,7 @@ TEMPLATES = {"magicmix_image_text": image_text, "magicmix_text_text": text_text,
              "concept_removal": concept_removal, "dual_style_epsilon": dual_style_epsilon,
              "dual_style_attention": dual_style_attention, "four_corners": four_corners,
              "restyle_photo": restyle_photo, **templates_cocktail.TEMPLATES,
-             **templates_fusion.TEMPLATES}
+             **templates_fusion.TEMPLATES, **templates_mixer.TEMPLATES}
 
 
 def main() -> None:

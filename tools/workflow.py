@@ -14,6 +14,8 @@ COMMENTS = {"Note", "MarkdownNote"}
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
 MUTED, BYPASSED = 2, 4
 DEMO_LORA = "mixology-demo-neon.safetensors"
+DEMO_MIXER = "mixer"  # the demo checkpoint that attends to pictures
+LOADERS = {"CLIPLoader": 1, "CLIPVisionLoader": 3}  # and the output of a demo checkpoint that replaces theirs
 Definitions = Mapping[str, Mapping[str, Any]]
 Source = tuple[int, int]  # node id, output slot
 
@@ -78,6 +80,13 @@ class Workflow:
                                  "_meta": self.prompt[name]["_meta"]}
             self.set_inputs(name, **values)
 
+    def replace_links(self, name: str, source: list[Any]) -> None:
+        """Lets what hangs on the first output of a node hang on another one."""
+        for node in self.prompt.values():
+            for key, value in node["inputs"].items():
+                if value == [name, 0]:
+                    node["inputs"][key] = list(source)
+
     def fit_pictures(self, side: int) -> None:
         """Makes the template's pictures `side` pixels wide and high."""
         for name in self.ids("EmptyLatentImage"):
@@ -89,8 +98,14 @@ class Workflow:
         """Demo checkpoints for the template's own, another one for each loader, and the demo LoRA for its LoRA."""
         self.exchange("CheckpointLoaderSimple", "MixologyDemoCheckpoint")
         names = _choices(dict(_inputs(self._definition("MixologyDemoCheckpoint")))["name"])
+        if self.ids("MixologyMixerConditioning"):
+            names = [DEMO_MIXER]
         for loader, name in zip(self.ids("MixologyDemoCheckpoint"), names):
             self.set_inputs(loader, name=name)
+        for kind, output in LOADERS.items():
+            for loader in self.ids(kind):
+                self.replace_links(loader, [self.ids("MixologyDemoCheckpoint")[0], output])
+                del self.prompt[loader]
         for loader in self.ids("LoraLoader"):
             self.set_inputs(loader, lora_name=DEMO_LORA)
 
