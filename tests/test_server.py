@@ -27,7 +27,7 @@ def load_template(name: str, definitions: dict[str, Any]) -> Workflow:
     """A template wired to the demo checkpoint and a drawn picture."""
     workflow = Workflow.load(ROOT / "workflows" / name, definitions)
     workflow.use_demo_checkpoint()
-    workflow.use_demo_picture(caption="a plain red circle on a white background", width=SIDE, height=SIDE)
+    workflow.use_demo_picture(caption="a striped red circle on a blue background", width=SIDE, height=SIDE)
     workflow.fit_pictures(SIDE)
     return workflow
 
