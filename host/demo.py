@@ -2,7 +2,8 @@
 
 The denoiser is the host's SD1.x model (`BaseModel` around `UNetModel`, eps prediction, SD1.x schedule and latent
 format) with the sizes of `demo/config.json`; the text encoder is `comfy.sd.CLIP` with the SD1 classes around a small
-CLIP text model; the autoencoder is `comfy.sd.VAE` around TAESD. Weights are read into float32 on every device.
+CLIP text model; the autoencoder is `comfy.sd.VAE` around TAESD. Their weights are read into float32 on every device;
+those of the CLIP vision model into what the host takes for it.
 Sources: `load_state_dict_guess_config` and `load_diffusion_model_state_dict` of the host's comfy/sd.py.
 """
 from __future__ import annotations

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import torch
 from comfy import sd1_clip
@@ -14,7 +17,10 @@ from ..samplers.mixer import Mixer, add_source, combine_sources, crop_image, is_
 
 TOWERS = ("clip_l", "clip_h", "clip_g")  # CLIP text encoders of the host's classes; published mixers need the first
 PROJECTIONS = ("text_projection", "text_projection.weight")  # in a text encoder's own file
-PROMPT_TOWERS = ("cond_stage_model.transformer.", "conditioner.embedders.", "text_encoders.")
+LAYERS = {"clip_g": 30, "clip_h": 22, "clip_l": 0}  # that the ones after it lack: how the host tells files
+PROMPT_TOWERS = ("cond_stage_model.transformer.", "cond_stage_model.model.transformer.", "conditioner.embedders.",
+                 "text_encoders.")
+IMAGE_TOWER = "cond_stage_model.model.visual."  # where an SD2.x checkpoint has its text encoder alone
 
 
 def mix_image(clip_vision: Any, image: torch.Tensor, strength: float, box: tuple[float, float, float, float],
@@ -58,21 +64,30 @@ def mix_text(clip: Any, text: str, strength: float, mixer: Mixer | None) -> Mixe
     chunks = tokens[name.removeprefix("clip_")]
     if len(chunks) > 1:
         raise ValueError(
-            f"Mixer Text expected a text that CLIP reads at once (75 tokens), got {len(chunks)} times as much; shorten "
-            f"it, or split it into several Mixer Text nodes.")
-    tower = getattr(model, name)
-    clip.load_model(tokens)
-    if in_file(clip, name) is False or not is_trained(tower.transformer.text_projection.weight):
+            f"Mixer Text expected a text that CLIP reads at once (75 tokens), got one that takes {len(chunks)} times; "
+            f"shorten it, or split it into several Mixer Text nodes.")
+    tower, device = getattr(model, name), clip.patcher.load_device
+    absent = in_file(clip, name) is False
+    if not absent:
+        clip.load_model(tokens)
+    if absent or not is_trained(tower.transformer.text_projection.weight):
         raise ValueError(
             "Mixer Text expected a text encoder with its projection, got one without (the CLIP of SD1.x checkpoints "
             "has none); load a CLIP-L file that holds text_projection.weight with Load CLIP.")
     model.reset_clip_options()
-    tower.set_clip_options({"projected_pooled": True, "execution_device": clip.patcher.load_device})
+    tower.set_clip_options({"projected_pooled": True, "execution_device": device})
     try:
-        _, embedding = tower.encode_token_weights(chunks)[:2]
+        with current_device(device):
+            _, embedding = tower.encode_token_weights(chunks)[:2]
     finally:
         model.reset_clip_options()
     return add_source(mixer or (), embedding, strength)
+
+
+def current_device(device: torch.device) -> AbstractContextManager[None]:
+    """What the host encodes in, from the version on that knows several GPUs."""
+    context = getattr(comfy.model_management, "cuda_device_context", None)
+    return nullcontext() if context is None else context(device)
 
 
 def make_conditioning(mixer: Mixer, mode: str, slots: int, model: Any = None) -> tuple[list[Any], list[Any]]:
@@ -106,38 +121,55 @@ def check_model(model: Any, width: int) -> None:
         raise ValueError(
             f"Mixer Conditioning expected embeddings of the model's width, {expected}, got {width}; load the CLIP that "
             f"the model was trained with (ViT-L/14 for the published ones).")
-    names = read_names(model)
-    if any(name.startswith(PROMPT_TOWERS) for name in names or ()):
+    files = files_of(model)
+    names = (read_names(files[0]) if files else None) or set()
+    prompts, pictures = (any(name.startswith(tower) for name in names) for tower in (PROMPT_TOWERS, IMAGE_TOWER))
+    if prompts and not pictures:
         logging.warning(
             "Mixer Conditioning: this model's checkpoint brings a text encoder, so it was trained on prompts and will "
             "not understand image embeddings; load an image-mixer or image-variations checkpoint.")
 
 
 def in_file(clip: Any, tower: str) -> bool | None:
-    """Whether the file of a text encoder brought the tower's projection; None if the host does not tell."""
-    names = read_names(clip.patcher)
-    if names is None:
+    """Whether the file of a text encoder brought the tower's projection; None if that cannot be known."""
+    files = files_of(clip.patcher)
+    if not files:
         return None
     if not clip.patcher.cached_patcher_init[0].__name__.startswith("load_checkpoint"):
-        return any(name in PROJECTIONS for name in names)
+        own = next((names for names in map(read_names, files) if find_tower(names or ()) == tower), None)
+        return None if own is None else any(name in own for name in PROJECTIONS)
+    if type(clip.cond_stage_model) is sd1_clip.SD1ClipModel:
+        return False  # whatever an SD1.x checkpoint holds, the host reads no projection from it
+    names = read_names(files[0])
+    if names is None:
+        return None
     endings = [f".{tower}.transformer.text_projection.weight"]
-    if tower != "clip_l":  # an image-mixer checkpoint has one by this name too, where the host looks for CLIP-L
+    if tower != "clip_l":
         endings += [f".model.{name}" for name in PROJECTIONS]
     return any(name.endswith(tuple(endings)) for name in names)
 
 
-def read_names(patcher: Any) -> list[str] | None:
-    """Names of the tensors in the files that the host's own loader read a model from; None if they cannot be known."""
+def find_tower(names: Collection[str]) -> str | None:
+    """Which CLIP text encoder a file of its own holds."""
+    return next((tower for tower, layer in LAYERS.items() if (
+        f"text_model.encoder.layers.{layer}.mlp.fc1.weight" in names
+        or f"transformer.resblocks.{layer}.mlp.c_fc.weight" in names)), None)
+
+
+def files_of(patcher: Any) -> list[str]:
+    """The files from which the host's own loader made a model; none if another one did."""
     if patcher.cached_patcher_init is None:
-        return None
+        return []
     loader, (files, *_) = patcher.cached_patcher_init[:2]
     if loader.__module__ != comfy.sd.__name__:
+        return []
+    return [files] if isinstance(files, str) else list(files)
+
+
+def read_names(path: str) -> set[str] | None:
+    """Names of a safetensors file's tensors; None for an older format, and for a file that has moved since."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError):
         return None
-    found: list[str] = []
-    for path in [files] if isinstance(files, str) else files:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                found += file.keys()
-        except (SafetensorError, OSError):  # an older format, or moved since
-            return None
-    return found

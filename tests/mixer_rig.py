@@ -45,9 +45,10 @@ def vision(folder: Path, **projection: int) -> Any:
     return model
 
 
-def text_state(seed: int = 4) -> State:
-    """A CLIP-L text encoder's file under its published names, with its projection, at a small width."""
-    config = {**TEXT, "hidden_act": "quick_gelu", "max_position_embeddings": 77, "eos_token_id": 49407}
+def text_state(seed: int = 4, layers: int = 2) -> State:
+    """A CLIP text encoder's file under its published names, with its projection, at a small width."""
+    config = {**TEXT, "num_hidden_layers": layers, "hidden_act": "quick_gelu", "max_position_embeddings": 77,
+              "eos_token_id": 49407}
     network = CLIPTextModel(config, torch.float32, "cpu", ops.disable_weight_init)
     tiny.fill(network, seed)
     return {name: value.contiguous() for name, value in network.state_dict().items()}
@@ -57,6 +58,15 @@ def load_text(path: Path, state: State) -> Any:
     """The text encoder as Load CLIP reads it from a file."""
     save_file(state, path)
     return comfy.sd.load_clip([str(path)], model_options={"model_config": dict(TEXT), "dtype": torch.float32})
+
+
+def load_two_texts(folder: Path, first: State, second: State) -> Any:
+    """CLIP-L (of three layers) and CLIP-G as DualCLIPLoader reads them from two files."""
+    for name, state in (("l", first), ("g", second)):
+        save_file(state, folder / f"{name}.safetensors")
+    small, deep = ({**TEXT, "num_hidden_layers": layers} for layers in (3, 32))
+    return comfy.sd.load_clip([str(folder / "l.safetensors"), str(folder / "g.safetensors")], model_options={
+        "model_config": small, "clip_g_model_config": deep, "dtype": torch.float32})
 
 
 def bare_text() -> Any:

@@ -94,8 +94,8 @@ def test_prompts_are_what_they_were(clip: Any) -> None:
     assert torch.equal(pooled[0], states[0, 4])
 
 
-@pytest.mark.parametrize(("style", "least"), [("flat", 0.95), ("sketch", 0.92), ("neon", 0.92)])
-def test_it_tells_captions_apart(vision: Any, clip: Any, style: str, least: float) -> None:
+@pytest.mark.parametrize("style", world.STYLES)
+def test_it_tells_captions_apart(vision: Any, clip: Any, style: str) -> None:
     """200 held-out pictures, each against its caption and those with one part changed (about 23), then against all."""
     scenes, pictures = draw_scenes(200, style)
     every = [scene for scene in map(world.Scene, *zip(*itertools.product(*CHOICES.values())))
@@ -108,5 +108,5 @@ def test_it_tells_captions_apart(vision: Any, clip: Any, style: str, least: floa
     parts = torch.tensor([[values.index(getattr(scene, name)) for name, values in CHOICES.items()] for scene in every])
     changed = (parts[own][:, None] != parts).sum(dim=2)
     near = scores.masked_fill(changed > 1, -1.0).argmax(dim=1) == own
-    assert near.float().mean() >= least, near.float().mean()
-    assert (scores.argmax(dim=1) == own).float().mean() >= least, (scores.argmax(dim=1) == own).float().mean()
+    assert near.float().mean() >= 0.95, near.float().mean()
+    assert (scores.argmax(dim=1) == own).float().mean() >= 0.95, (scores.argmax(dim=1) == own).float().mean()

@@ -43,9 +43,13 @@ def tokens(count: int = 2) -> Any:
 
 
 def save(path: Path, checkpoint: State, encoder: State) -> str:
-    """A checkpoint's file with its model and what stands in the text encoder's place."""
+    """A checkpoint's file with its model and what stands in the text encoder's place; .ckpt is the older format."""
     model = {name: value for name, value in checkpoint.items() if name.startswith("model.diffusion_model.")}
-    save_file({name: value.half().contiguous() for name, value in {**model, **encoder}.items()}, path)
+    state = {name: value.half().contiguous() for name, value in {**model, **encoder}.items()}
+    if path.suffix == ".ckpt":
+        torch.save({"state_dict": state}, path)
+    else:
+        save_file(state, path)
     return str(path)
 
 
@@ -72,10 +76,11 @@ def test_load_checkpoint_takes_model_and_vae(checkpoint: State, caplog: pytest.L
     assert WARNING not in caplog.text
 
 
-def test_its_empty_text_encoder_is_refused(checkpoint: State, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_its_empty_text_encoder_is_refused(checkpoint: State, tmp_path: Path, ending: str) -> None:
     """The file has a `text_projection`, but not where the host would read it."""
     encoder = {name: value for name, value in clip_image_state(1).items() if "token_embedding" not in name}
-    path = save(tmp_path / "image-mixer.safetensors", checkpoint, encoder)
+    path = save(tmp_path / f"image-mixer.{ending}", checkpoint, encoder)
     _, clip = load(path, te_model_options={"clip_l_model_config": dict(TEXT)})
     projection = clip.cond_stage_model.clip_l.transformer.text_projection
     projection.weight.data = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))  # as memory may hold
@@ -83,18 +88,20 @@ def test_its_empty_text_encoder_is_refused(checkpoint: State, tmp_path: Path) ->
         mix_text(clip, "a tiger", 1.0, None)
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
 def test_a_checkpoint_for_prompts_is_warned_of(
-    checkpoint: State, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    checkpoint: State, tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str,
 ) -> None:
-    """Its model has the right width, so only what stands beside it in the file tells; its CLIP has no projection."""
+    """Its model has the right width, so only what stands beside it in the file tells, which is not read in the
+    older format; its CLIP has no projection."""
     text = {f"cond_stage_model.transformer.{name}": value for name, value in text_state().items()}
-    model, clip = load(save(tmp_path / "sd15.safetensors", checkpoint, text),
+    model, clip = load(save(tmp_path / f"sd15.{ending}", checkpoint, text),
                        te_model_options={"clip_l_model_config": dict(TEXT)})
     with caplog.at_level(logging.WARNING):
         make_conditioning(tokens(), "concat", 5)
         assert WARNING not in caplog.text
         make_conditioning(tokens(), "concat", 5, model)
-    assert caplog.text.count(WARNING) == 1
+    assert caplog.text.count(WARNING) == (ending == "safetensors")
     with pytest.raises(ValueError, match=r"\(the CLIP of SD1\.x checkpoints has none\); load a CLIP-L file"):
         mix_text(clip, "a tiger", 1.0, None)
 

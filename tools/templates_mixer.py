@@ -6,14 +6,14 @@ from typing import Any
 from graph import Graph, Link
 from template_parts import Place
 
-MIXER = "image-mixer-full.ckpt"
+MIXER = "image-mixer-pruned.ckpt"
 VIT_L = "clip-vit-large-patch14.safetensors"  # both towers in one file
 NEEDS = (
-    "It needs a model that was trained on image embeddings, such as **image-mixer-full.ckpt** (lambdalabs/image-mixer "
-    "on Hugging Face), and **CLIP ViT-L/14** (openai/clip-vit-large-patch14). The checkpoint's CLIP output stays "
-    "unconnected.\n\n"
-    "Image Variations checkpoints: **slots** 1 and 512 x 512. Without a download: *Demo Checkpoint*, name mixer, in "
-    "place of all loaders, and 128 x 128.")
+    "It needs a model that was trained on image embeddings, such as **image-mixer-pruned.ckpt** "
+    "(lambdalabs/image-mixer on Hugging Face), and **CLIP ViT-L/14** (openai/clip-vit-large-patch14; a copy in "
+    "models/clip_vision and, for texts, one in models/text_encoders). The checkpoint's CLIP output stays unconnected."
+    "\n\nImage Variations checkpoints: **slots** 1 and 512 x 512. Without a download: *Demo Checkpoint*, name mixer, "
+    "in place of all loaders, and 128 x 128.")
 
 
 def add_loaders(graph: Graph, text: bool = False) -> tuple[int, int, int]:
