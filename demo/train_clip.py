@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import random
-from dataclasses import replace
 from typing import Any
 
 from train_base import ARGS, ATTRIBUTES, CONFIG, DEVICE, HERE, Trainer, autocast, generator, initialise, scene_of
@@ -29,7 +28,6 @@ from train_tuned import load_text
 VISION = json.loads((HERE / "clip_vision.json").read_text(encoding="utf-8"))
 SIDE, MASK_SIDE = 128, 32
 STYLED = 1500  # extra pictures in each of the outlined styles
-SHEETS = {"sketch": ("white", "black"), "neon": ("black", "white")}  # their backgrounds, and lines that would not show
 WORDINGS = 4  # captions for everything that can be said
 CELLS = 2  # of the silhouette along a patch's side
 
@@ -116,12 +114,6 @@ def visible(scene: world.Scene, silhouette: torch.Tensor, box: Box, filled: bool
         scene.background if cover <= 0.97 else None)
 
 
-def lined(scene: world.Scene, style: str) -> world.Scene:
-    """What is to be seen of a scene in an outlined style."""
-    sheet, instead = SHEETS[style]
-    return replace(scene, background=sheet, colour=instead if scene.colour == sheet else scene.colour)
-
-
 class Pictures:
     """Pictures [N, H, W, C] in bytes, what they show, and their silhouettes by index."""
 
@@ -130,7 +122,7 @@ class Pictures:
         styled, masks = self.draw(len(flat))
         self.pictures = torch.cat([flat, styled])
         rows = [*((index, scene_of(index)) for index in range(len(flat))),
-                *((index, lined(scene_of(index), style)) for style in SHEETS for index in range(STYLED))]
+                *((index, world.seen_in(scene_of(index), style)) for style in world.SHEETS for index in range(STYLED))]
         self.indices, self.scenes = zip(*rows)
         self.masks = masks
 
@@ -139,7 +131,7 @@ class Pictures:
         path = ARGS.work / "clip_pictures.safetensors"
         if not path.exists():
             small, styled = SIDE // 2, []
-            for style, index in itertools.product(SHEETS, range(STYLED)):
+            for style, index in itertools.product(world.SHEETS, range(STYLED)):
                 image = world.draw_scene(scene_of(index), index, small, small, style)[0]
                 styled.append((image.repeat_interleave(2, 0).repeat_interleave(2, 1) * 255).round().byte())
             masks = [world.draw_scene(scene_of(index), index, MASK_SIDE, MASK_SIDE)[1] for index in range(count)]

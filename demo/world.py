@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ CHECKER_CELL = 12.0
 DOT_RADIUS = 4.6
 SUPERSAMPLING = 3
 STYLES = ("flat", "sketch", "neon")
+SHEETS = {"sketch": ("white", "black"), "neon": ("black", "white")}  # background, and the line for its own colour
 OUTLINE = 5.0  # width of the outlined styles' line in pixels
 
 
@@ -149,6 +150,14 @@ def pixel_grid(width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
     x = (torch.arange(width * SUPERSAMPLING) + 0.5) / SUPERSAMPLING * scale
     y = (torch.arange(height * SUPERSAMPLING) + 0.5) / SUPERSAMPLING * scale
     return x.expand(len(y), -1), y[:, None].expand(-1, len(x))
+
+
+def seen_in(scene: Scene, style: str) -> Scene:
+    """What is to be seen of a scene in a style: drawn in lines, it lies on a sheet of one colour."""
+    if style not in SHEETS:
+        return scene
+    sheet, line = SHEETS[style]
+    return replace(scene, background=sheet, colour=line if scene.colour == sheet else scene.colour)
 
 
 def outline_of(inside: torch.Tensor, width: float) -> torch.Tensor:

@@ -71,16 +71,15 @@ def add_source(mixer: Mixer, embedding: torch.Tensor, strength: float) -> Mixer:
         ValueError: if its width or batch does not fit the sources before it.
     """
     images, width = embedding.shape
-    others = [source.embedding.shape for source in mixer]
-    for _, other in others:
+    for batch, other in (source.embedding.shape for source in mixer):
         if other != width:
             raise ValueError(
                 f"The mixer expected embeddings of one width, got {other} and {width}; use the vision and text encoder "
                 f"of one CLIP, such as ViT-L/14, for all sources.")
-    for batch in (batch for batch, _ in others if 1 not in (batch, images) and batch != images):
-        raise ValueError(
-            f"The mixer expected image batches of one size, got {batch} and {images} images; batches are mixed picture "
-            f"by picture, so make them equally long, or give single images.")
+        if batch != images and 1 not in (batch, images):
+            raise ValueError(
+                f"The mixer expected image batches of one size, got {batch} and {images} images; batches are mixed "
+                f"picture by picture, so make them equally long, or give single images.")
     return (*mixer, Source(embedding.float(), strength))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import comfy.clip_vision
@@ -21,7 +20,6 @@ from torch import Tensor
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 HELD_OUT = 50_000_000  # seeds from here on: no picture of the training set
 COLOURS = tuple(world.COLOURS)
-SHEETS = {"sketch": ("white", "black"), "neon": ("black", "white")}  # and the line instead of one of the sheet's colour
 CHOICES = {"shape": world.SHAPES, "colour": COLOURS, "texture": world.TEXTURES, "background": COLOURS}
 
 
@@ -56,15 +54,11 @@ def embed_pictures(vision: Any, pictures: Tensor) -> Tensor:
 
 
 def draw_scenes(count: int, style: str) -> tuple[list[world.Scene], Tensor]:
-    """What is to be seen, and the pictures: drawn in lines, a shape lies on a sheet of one colour."""
+    """What is to be seen, and the pictures."""
     rng = random.Random("held out")
     scenes = [world.complete_scene(world.Scene(texture=rng.choice(world.TEXTURES)), rng) for _ in range(count)]
     pictures = torch.stack([world.draw_scene(scene, HELD_OUT + i, style=style)[0] for i, scene in enumerate(scenes)])
-    if style in SHEETS:
-        sheet, line = SHEETS[style]
-        scenes = [replace(scene, background=sheet, colour=line if scene.colour == sheet else scene.colour)
-                  for scene in scenes]
-    return scenes, pictures
+    return [world.seen_in(scene, style) for scene in scenes], pictures
 
 
 @pytest.mark.seam

@@ -116,6 +116,19 @@ def test_a_model_beside_a_clip_image_model_or_alone_is_not_warned_of(
     assert WARNING not in caplog.text
 
 
+@pytest.mark.parametrize("beside_pictures", [False, True])
+def test_sd2_names_are_a_prompt_tower_unless_a_clip_image_model_stands_there(
+    checkpoint: State, tmp_path: Path, caplog: pytest.LogCaptureFixture, beside_pictures: bool,
+) -> None:
+    """OpenAI's CLIP has its text transformer by the name that SD2.x's text encoder has."""
+    names = ["cond_stage_model.model.transformer.resblocks.0.ln_1.weight"]
+    names += ["cond_stage_model.model.visual.proj"] * beside_pictures
+    path = save(tmp_path / "other.safetensors", checkpoint, {name: torch.ones(2) for name in names})
+    with caplog.at_level(logging.WARNING):
+        make_conditioning(tokens(), "concat", 5, load(path)[0])
+    assert caplog.text.count(WARNING) == (not beside_pictures)
+
+
 def test_the_diffusers_folder_is_known_to_the_host() -> None:
     """Image Variations' unet folder: SD1.x's own sizes under diffusers' names; detected without its weights."""
     from diffusers import UNet2DConditionModel

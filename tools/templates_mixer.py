@@ -50,8 +50,8 @@ def mixer_two_pictures(definitions: dict[str, Any]) -> Graph:
     checkpoint, vision, _ = add_loaders(graph)
     mixer: Link | None = None
     for row, title in enumerate(("First", "Second")):
-        picture = graph.add("LoadImage", f"{title} picture", (0 + 380 * row, 270), (320, 320), image="example.png")
-        mixer = add_image(graph, title, (380, 0) if row == 0 else (740, 0), vision, picture, mixer)
+        picture = graph.add("LoadImage", f"{title} picture", (380 * row, 270), (320, 320), image="example.png")
+        mixer = add_image(graph, title, (380 + 360 * row, 0), vision, picture, mixer)
     assert mixer is not None
     add_mix(graph, (1100, 0), checkpoint, mixer)
     graph.note(

@@ -4,7 +4,6 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from gallery import Curve, Picture, Plot, Section, Strip, Table
 from stage import Stage, pure_room, read_pictures
@@ -164,17 +163,17 @@ def measure(stage: Stage) -> tuple[list[Plot], list[Table]]:
 
 def read_pairs(stage: Stage, mode: str, strength: float) -> tuple[float, float, float]:
     """Shares of parts that are as in the first picture, as in the second, and of pictures made wholly of both."""
+    import torch
+
     judge, world = pure_room("demo.judge"), pure_room("demo.world")
-    shown: list[Any] = [0.0, 0.0, 0.0]
+    rows = []
     for pair in PAIRS:
         verdict = judge.judge_pictures(read_pictures(mix_pair(stage, pair, MEASURED, mode, strength, seed=1000)))
         scenes = [world.parse_caption(caption) for caption in pair]
-        seen = [[verdict.recognised(part, [getattr(scene, part)] * MEASURED).tolist() for part in PARTS]
-                for scene in scenes]
-        for picture in range(MEASURED):
-            first, second = (sum(part[picture] for part in parts) for parts in seen)
-            shown[0] += first / len(PARTS)
-            shown[1] += second / len(PARTS)
-            shown[2] += float(first > 0 and second > 0 and first + second >= len(PARTS))
-    count = len(PAIRS) * MEASURED
-    return shown[0] / count, shown[1] / count, shown[2] / count
+        first, second = (
+            torch.stack([verdict.recognised(part, [getattr(scene, part)] * MEASURED) for part in PARTS]).sum(dim=0)
+            for scene in scenes)
+        both = (first > 0) & (second > 0) & (first + second >= len(PARTS))
+        rows.append(torch.stack([first / len(PARTS), second / len(PARTS), both.float()]))
+    shares = torch.cat(rows, dim=1).mean(dim=1).tolist()
+    return shares[0], shares[1], shares[2]
