@@ -11,6 +11,7 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 
 Row = tuple[int, Any]  # index in the guider's list, id
+INDEX = "mixology_index"  # the list index of every chunk, where a guider of ours shows patches of others another one
 
 
 def read_marks(model: Any, key: str, hand_out: Callable[..., Any], apply: Callable[..., Any]) -> Any:
@@ -61,4 +62,5 @@ def hand_rows(model_options: dict[str, Any], key: str, table: dict[Row, Any]) ->
 
 def chunk_rows(transformer_options: dict[str, Any]) -> list[Row]:
     """The row of every chunk of the call that runs, in the order of the batch."""
-    return list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"]))
+    indices = transformer_options.get(INDEX, transformer_options["cond_or_uncond"])
+    return list(zip(indices, transformer_options["uuids"]))

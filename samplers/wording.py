@@ -1,0 +1,21 @@
+"""What users wrote, made fit for an error message."""
+from __future__ import annotations
+
+import sys
+
+LONGEST = 80  # characters
+
+
+def legible(text: object, longest: int = LONGEST) -> str:
+    """A text or name as a message may quote it: on one line, cut where it is long, escaped where it cannot be shown.
+
+    The host writes every message to its log. A character that the log's streams cannot encode (a lone surrogate
+    anywhere, most of Unicode on a piped Windows console) would raise there and end the host's worker for good.
+    """
+    words = str(text)
+    words = words if len(words) <= longest else f"{words[:longest - 3]}..."
+    words = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in words)
+    for stream in (sys.stdout, sys.stderr):
+        encoding = getattr(stream, "encoding", None) or "ascii"
+        words = words.encode(encoding, "backslashreplace").decode(encoding)
+    return words
