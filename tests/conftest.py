@@ -38,6 +38,18 @@ def _load_pack() -> None:
 _load_pack()
 
 
+LONGEST = ("server", "meaning", "slow")  # marks of files to begin with, so that workers end together
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first: several workers take a file at a time."""
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = next((i for i, mark in enumerate(LONGEST) if item.get_closest_marker(mark)), len(LONGEST))
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

@@ -1,7 +1,8 @@
 """Passes the tests, set-up included: python3 tools/test.py [--quick] [-- arguments for pytest]
 
-ruff, the type checker, all tests on the main ComfyUI, then the seam tests on the oldest supported one.
---quick leaves out the measurements of meaning, the slow tests and the oldest host. COMFYUI_PATH tests on that install.
+ruff, the type checker, all tests on the main ComfyUI, then the seam tests on the oldest supported one, in two workers
+of one thread each. --quick leaves out the measurements of meaning, the slow tests and the oldest host. COMFYUI_PATH
+tests on that install.
 """
 from __future__ import annotations
 
@@ -17,25 +18,30 @@ from pathlib import Path
 import environment
 from commands import WORK, guarded, say
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # several torch processes would slow each other down
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="no meaning, no slow tests, only the main host")
     parser.add_argument("--only", choices=("lint", "main", "oldest"), help="one part of it")
+    parser.add_argument("--workers", type=int, default=None, metavar="N",
+                        help="test processes: 2, or 1 with arguments for pytest")
     parser.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="after --: passed on to pytest")
     options = parser.parse_args()
     started = time.monotonic()
     trouble: list[str] = []
     counts: Counter[str] = Counter()
+    spread = spread_tests(options.workers or (1 if options.pytest else 2))
     host = environment.prepare(dev=True)
     if options.only in (None, "lint"):
         trouble += lint(host)
     if options.only in (None, "main"):
         marks = ["-m", "not meaning and not slow"] if options.quick else []
-        trouble += run_tests(host, "main", [*marks, *options.pytest], counts)
+        trouble += run_tests(host, "main", [*spread, *marks, *options.pytest], counts)
     if options.only == "oldest" or (options.only is None and not options.quick and not os.environ.get("COMFYUI_PATH")):
         oldest = environment.prepare(environment.OLDEST, dev=True)
-        trouble += run_tests(oldest, "oldest", ["-m", "seam and not meaning", *options.pytest], counts)
+        trouble += run_tests(oldest, "oldest", [*spread, "-m", "seam and not meaning", *options.pytest], counts)
     say(f"\nMixology: {'failed: ' + ', '.join(trouble) if trouble else 'all passed'} "
         f"in {time.monotonic() - started:.0f} seconds.")
     if counts:
@@ -43,6 +49,11 @@ def main() -> int:
         passed = counts["tests"] - failed - counts["skipped"]
         print(f"total: {passed} passed, {failed} failed, {counts['skipped']} skipped", flush=True)  # noqa: T201
     return 1 if trouble else 0
+
+
+def spread_tests(workers: int) -> list[str]:
+    """pytest's arguments for several workers: each takes a file at a time, in the order of `tests/conftest.py`."""
+    return ["-n", str(workers), "--dist=loadfile", "--no-loadscope-reorder"] if workers > 1 else []
 
 
 def lint(host: environment.Host) -> list[str]:
@@ -61,7 +72,7 @@ def run_tests(host: environment.Host, name: str, arguments: Sequence[str], count
     say(f"\npytest on ComfyUI {host.version} ...")
     report = WORK / "reports" / f"{name}.xml"
     report.unlink(missing_ok=True)
-    status = host.start("module", "pytest", [f"--junitxml={report}", *arguments])
+    status = host.start("module", "pytest", [f"--junitxml={report}", "--durations=10", *arguments], ONE_THREAD)
     counts.update(read_counts(report))
     return [] if status == 0 else [f"pytest on ComfyUI {host.version}"]
 
