@@ -11,7 +11,7 @@ import tiny
 import torch
 from attention_merge_rig import merge, sample, soft_masks
 from comfy_extras.nodes_torch_compile import TorchCompileModel
-from families import FAMILIES, PECULIAR, raise_norms
+from families import FAMILIES, PECULIAR, UNET, raise_norms
 from mixology.host.marks import mark_conditioning
 from mixology.host.networks import family_name, find_network
 from mixology.host.token_scale import KEY, TokenScale, patch_model
@@ -21,8 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytestmark = pytest.mark.seam
 
 TEXT, OTHER, NEGATIVE = (tiny.conditioning(seed) for seed in (1, 3, 2))
-BACKENDS = ["eager", pytest.param("inductor", marks=[
-    pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler on this machine")])]
+
+
+def slow(*case: Any) -> Any:
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+def inductor(*case: Any) -> Any:
+    return pytest.param(*case, marks=[
+        pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler on this machine")])
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +51,22 @@ def marked(technique: str, model: Any, window: tuple[float, float]) -> tuple[Any
     return patch_model(model), mark_conditioning(TEXT, KEY, TokenScale(factors, *window))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("technique", "window"), [("scale", (0.0, 1.0)), ("scale", (0.4, 1.0)), ("merge", (0.0, 1.0))])
-@pytest.mark.parametrize("first", [True, False])
-def test_a_compiled_network_has_the_same_effect(backend: str, technique: str, window: tuple[float, float], first: bool,
+def unet() -> Any:
+    """One level: tracing takes most of the time."""
+    return raise_norms(tiny.patcher_of(tiny.TinyUNetConfig({
+        **UNET, "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1],
+        "transformer_depth_middle": 1, "context_dim": 16,
+    }), 0))
+
+
+@pytest.mark.parametrize(("technique", "window", "backend", "first"), [
+    ("scale", (0.4, 1.0), "eager", True), slow("merge", (0.0, 1.0), "eager", False),
+    slow("scale", (0.0, 1.0), "eager", False), slow("merge", (0.0, 1.0), "eager", True),
+    inductor("scale", (0.4, 1.0), "inductor", False), inductor("merge", (0.0, 1.0), "inductor", True)])
+def test_a_compiled_network_has_the_same_effect(technique: str, window: tuple[float, float], backend: str, first: bool,
                                                 ) -> None:
     """In either order of the nodes, also after and before a run without a mark through the same network."""
-    model = raise_norms(tiny.unet())
+    model = unet()
     patched, positive = marked(technique, model, window)
     expected, plain = (sample(tiny.cfg_guider(patched, prompt, NEGATIVE)) for prompt in (positive, TEXT))
     both = marked(technique, compiled(model, backend), window)[0] if first else compiled(patched, backend)
@@ -61,6 +77,7 @@ def test_a_compiled_network_has_the_same_effect(backend: str, technique: str, wi
     assert not torch.allclose(expected, plain, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_compiled_transformer() -> None:
     """Where the attention's override is the seam; the network as other packs put it in place for good."""
     family = FAMILIES["flux"]
