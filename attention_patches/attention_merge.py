@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ..samplers.spatial import resize_masks
+from .token_scale import ScaleValues
 
 Attention = Callable[..., Tensor]
+Patch = Callable[..., tuple[Tensor, Tensor, Tensor]]
 Area = tuple[int, int, int, int]  # height, width, y, x in latent pixels
 
 
@@ -83,41 +85,75 @@ class MergedAttention:
         merges: of rows that do not overlap, in the order of the batch.
         batch: rows of the call.
         inner: an override found in the host's slot, called in place of the kernel.
+        edits: patches of other nodes before these, which may change the rows' own text.
+        given: tokens of the rows' own text before them. Where they leave less, the text was made for them (NegPip lays
+            keys and values of each word behind one another), and they read the texts of the styles as well.
     """
 
-    def __init__(self, merges: Sequence[RowMerge], batch: int, inner: Attention | None):
-        self.merges = merges
+    def __init__(self, merges: Sequence[RowMerge], batch: int, inner: Attention | None, edits: Sequence[Patch] = (),
+                 given: int = 0):
+        self.merges, self.batch = merges, batch
         self.inner = inner
+        self.edits = [patch for patch in edits if not isinstance(patch, ScaleValues)]  # the rows' own
+        self.given = given
         # rows of other conditionings carry the texts too, unread: one projection for all
-        texts = [spread_rows(text, merge.rows, batch) for merge in merges for text in merge.contexts]
+        self.texts = [spread_rows(text, merge.rows, batch) for merge in merges for text in merge.contexts]
         factors = [factor if factor is None else spread_rows(factor, merge.rows, batch).unsqueeze(-1)
                    for merge in merges for factor in merge.factors]
-        self.lengths = [text.shape[1] for text in texts]
-        self.texts = torch.cat(texts, dim=1)
-        self.values = self.texts if not any(factor is not None for factor in factors) else torch.cat([
-            text if factor is None else text * factor for text, factor in zip(texts, factors)], dim=1)
-        self.own = 0  # tokens of the rows' own text in the attention that comes next, 0 in self-attention
+        self.values = [text if factor is None else text * factor for text, factor in zip(self.texts, factors)]
+        # tokens of every text in the attention that comes next, the rows' own first; none in self-attention
+        self.lengths: list[int] = []
         self.layer = (0, 0)  # its picture tokens, down and across
+        self.reads_text = False  # whether the first attention that comes next does
         self.placed: dict[tuple[int, tuple[int, int]], Tensor] = {}  # shares on the call's device, by merge and layer
+        self.joined = torch.cat(self.texts, dim=1)
+        scaled = any(factor is not None for factor in factors)
+        self.joined_values = torch.cat(self.values, dim=1) if scaled else self.joined
+
+    def tell_text(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+                  ) -> tuple[Tensor, Tensor, Tensor]:
+        """An `attn1_patch`, the first of its list: notes whether this attention reads text in place of the picture."""
+        self.reads_text = context is not n
+        return n, context, value
+
+    def lay_text(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+                 ) -> tuple[Tensor, Tensor, Tensor]:
+        """The last `attn1_patch`, for blocks whose first attention reads text."""
+        return self.lay_side_by_side(n, context, value, extra_options) if self.reads_text else (n, context, value)
 
     def lay_side_by_side(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
                          ) -> tuple[Tensor, Tensor, Tensor]:
         """The `attn2_patch`: contexts [B, tokens, width] with the texts of all styles after the rows' own.
 
         Raises:
-            ValueError: if the override was not asked after the last call.
+            ValueError: if the override was not asked after the last call, or another node added rows.
         """
-        if self.own:
+        if self.lengths:
             raise ValueError(
                 "Cross-Attention Merge expected to compute the model's text attention, got a node that replaces it; "
                 "remove that node, or use the Epsilon Merge Guider.")
-        self.own = context.shape[1]
+        if len(context) != self.batch:
+            raise ValueError(
+                f"Cross-Attention Merge expected {self.batch} rows of text inside the model, got {len(context)}; "
+                f"remove the node that couples prompts inside attention.")
         height, width = extra_options["activations_shape"][-2:]
         self.layer = height, width
-        contexts = torch.cat([context, self.texts], dim=1)
-        if value is context and self.values is self.texts:
+        texts, joined, values = self.texts, self.joined, self.joined_values
+        if context.shape[1] < self.given:
+            edited = [self.edit(n, *pair, extra_options) for pair in zip(self.texts, self.values)]
+            texts = [text for text, _ in edited]
+            joined, values = torch.cat(texts, dim=1), torch.cat([own for _, own in edited], dim=1)
+        self.lengths = [context.shape[1], *(text.shape[1] for text in texts)]
+        contexts = torch.cat([context, joined], dim=1)
+        if value is context and values is joined:
             return n, contexts, contexts
-        return n, contexts, torch.cat([value, self.values], dim=1)
+        return n, contexts, torch.cat([value, values], dim=1)
+
+    def edit(self, n: Tensor, text: Tensor, value: Tensor, extra_options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """A style's text and values as other nodes' patches make them."""
+        for patch in self.edits:
+            n, text, value = patch(n, text, value, extra_options)
+        return text, value
 
     def attend_each(self, func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any,
                     ) -> Tensor:
@@ -131,9 +167,9 @@ class MergedAttention:
                 return func(q, k, v, heads, *args, **kwargs)
             return self.inner(func, q, k, v, heads, *args, **kwargs)
 
-        if not self.own:
+        if not self.lengths:
             return attend(q, k, v)
-        lengths, self.own = [self.own, *self.lengths], 0
+        lengths, self.lengths = self.lengths, []
         expected, got = (self.layer[0] * self.layer[1], sum(lengths)), (q.shape[1], k.shape[1])
         if got != expected:
             raise ValueError(

@@ -1,6 +1,14 @@
 """The rows of a model call: what a patch may rely on, said once."""
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAME = 0.9999  # cosine between a text and itself in half precision; other prompts stay below
+
 
 def check_rows(rows: int, chunks: int, images: int, node: str) -> int:
     """Rows of one chunk: as many as the batch has images.
@@ -28,8 +36,43 @@ def check_part(seen: tuple[int, int], picture: tuple[int, int], area: tuple[int,
         seen: height and width of the call's latent; picture: those of the whole one.
         area: height, width, y and x of the conditioning's area, or None.
     """
-    expected = picture if area is None else (min(area[0], picture[0]), min(area[1], picture[1]))
+    expected = picture if area is None else (min(area[0], picture[0] - area[2]), min(area[1], picture[1] - area[3]))
     if tuple(seen) != tuple(expected):
         raise ValueError(
             f"{node} expected the model to see {expected[1]} x {expected[0]} latent pixels at once, got {seen[1]} x "
             f"{seen[0]}; remove the node that hands the model parts of the picture (tiles, windows).")
+
+
+def make_region_watch(texts: Sequence[Tensor], rows: int, node: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """An `attn2_patch`, the last of its list, that refuses marked texts in rows that another node added.
+
+    Nodes that couple prompts inside attention keep the text of a region and nothing else of its conditioning.
+
+    Args:
+        texts: [1, tokens, width] each, of marks that no row of the call has.
+        rows: batch size of the call.
+    """
+    looked = False
+
+    def watch(n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+              ) -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal looked
+        if len(context) != rows and not looked:
+            looked = True  # every layer reads the same texts
+            if any(holds_text(context, text) for text in texts):
+                raise ValueError(
+                    f"{node} expected its prompt as a prompt of the sampler, got it as a region of a node that couples "
+                    f"prompts inside attention, where it has no effect; use Cross-Attention Merge for the regions.")
+        return n, context, value
+
+    return watch
+
+
+def holds_text(context: Tensor, text: Tensor) -> bool:
+    """Whether a row of [B, tokens, width] begins with one of the texts [N, tokens, width], at any strength."""
+    tokens, width = text.shape[1:]
+    if context.shape[1] < tokens or context.shape[2] != width:
+        return False
+    read = torch.nn.functional.normalize(context[:, :tokens].flatten(1).float(), dim=1)
+    own = torch.nn.functional.normalize(text.to(context.device).flatten(1).float(), dim=1)
+    return bool((read @ own.T > SAME).any())

@@ -16,18 +16,22 @@ Attention = Callable[..., Tensor]
 Override = Callable[..., Tensor]
 
 
-def extend_factors(factors: Tensor, tokens: int) -> Tensor:
-    """Factors [values, own tokens] for a conditioning that other text was appended to: 1 for the appended tokens.
+def extend_factors(factors: Tensor, tokens: int, before: int = 0) -> Tensor:
+    """Factors [values, own tokens] for a longer text: 1 for what a model put in front and for what was appended.
+
+    Args:
+        tokens: of the whole text; before: of what is in front of the prompt's.
 
     Raises:
         ValueError: if the conditioning has become shorter.
     """
-    own = factors.shape[1]
-    if tokens < own:
+    values, own = factors.shape
+    if tokens < before + own:
         raise ValueError(
-            f"Token Attention Scale expected the {own} tokens of its own conditioning, got {tokens}; place nodes that "
-            f"shorten a conditioning before it, or keep this one as conditioning_to.")
-    return torch.cat([factors, factors.new_ones(len(factors), tokens - own)], dim=1)
+            f"Token Attention Scale expected the {own} tokens of its own conditioning, got {tokens - before}; place "
+            f"nodes that shorten a conditioning before it, or keep this one as conditioning_to.")
+    ones = factors.new_ones(values, tokens - own)
+    return torch.cat([ones[:, :before], factors, ones[:, before:]], dim=1)
 
 
 def spread_factors(chunks: list[Tensor | None], rows: int, tokens: int) -> Tensor:
@@ -35,7 +39,7 @@ def spread_factors(chunks: list[Tensor | None], rows: int, tokens: int) -> Tenso
 
     Args:
         chunks: one entry per chunk of the batch, in order: factors [1 or rows of a chunk, tokens of its conditioning],
-            or None for a chunk that is not scaled.
+            all on one device, or None for a chunk that is not scaled; not all None.
         rows: batch size of the call, a multiple of the number of chunks.
         tokens: text length of the call: a multiple of each conditioning's, since the host repeats contexts of unequal
             length to a common one. Attention over repeated tokens is that over the tokens themselves.
@@ -48,13 +52,14 @@ def spread_factors(chunks: list[Tensor | None], rows: int, tokens: int) -> Tenso
             f"Token Attention Scale expected a batch of {len(chunks)} equal parts, got {rows} rows; remove the node "
             f"that changes the model's batch.")
     share = rows // len(chunks)
+    device = next(factors.device for factors in chunks if factors is not None)
     parts = []
     for factors in chunks:
         if factors is None:
-            parts.append(torch.ones(share, tokens))
+            parts.append(torch.ones(share, tokens, device=device))
             continue
         values, own = factors.shape
-        if tokens % own or values not in (1, share):
+        if not tokens or tokens % own or values not in (1, share):
             raise ValueError(
                 f"Token Attention Scale expected {values} rows of {own} tokens, got {share} of {tokens}; remove the "
                 f"node that changes the model's batch or its text.")
@@ -62,23 +67,33 @@ def spread_factors(chunks: list[Tensor | None], rows: int, tokens: int) -> Tenso
     return torch.cat(parts)
 
 
-def make_value_patch(factors: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Cross-attention of a UNet: an `attn2_patch` that scales the value rows and leaves queries and keys alone.
+def make_value_patch(factors: Tensor, first_attention: bool = False) -> ScaleValues:
+    """Text attention of a UNet: an `attn2_patch` that scales the value rows and leaves queries and keys alone.
 
     `to_v` has no bias, so that scaling its input scales its output.
 
     Args:
         factors: [rows, tokens], for the whole call.
+        first_attention: for an `attn1_patch`, the first of its list, that lets the picture's attention to itself pass.
     """
-    def scale_values(n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
-                     ) -> tuple[Tensor, Tensor, Tensor]:
-        if value.shape[:2] != factors.shape:
-            raise ValueError(
-                f"Token Attention Scale expected text of {tuple(factors.shape)} rows and tokens, got "
-                f"{tuple(value.shape[:2])}; place the node that changes the text inside the model after it.")
-        return n, context, value * factors.to(value).unsqueeze(-1)
+    return ScaleValues(factors, first_attention)
 
-    return scale_values
+
+class ScaleValues:
+    """What `make_value_patch` makes; a class, so that others can tell it."""
+
+    def __init__(self, factors: Tensor, first_attention: bool):
+        self.factors, self.first_attention = factors, first_attention
+
+    def __call__(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+                 ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.first_attention and context is n:
+            return n, context, value
+        if value.shape[:2] != self.factors.shape:
+            raise ValueError(
+                f"Token Attention Scale expected text of {tuple(self.factors.shape)} rows and tokens, got "
+                f"{tuple(value.shape[:2])}; place the node that changes the text inside the model after it.")
+        return n, context, value * self.factors.to(value).unsqueeze(-1)
 
 
 def make_joint_override(factors: Tensor, image_tokens: int, inner: Override | None) -> Override:

@@ -3,19 +3,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from comfy.hooks import EnumHookType
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
 from ..attention_patches.attention_merge import Area, MergedAttention, RowMerge, StyleMasks
+from ..attention_patches.rows import check_part
+from ..attention_patches.token_scale import extend_factors
 from ..samplers.spatial import check_masks
-from .marks import Row, chunk_rows, find_marks, hand_rows, mark_conditioning, read_marks
+from .marks import (
+    Call,
+    find_images,
+    find_rows,
+    hand_call,
+    keep_text,
+    mark_conditioning,
+    read_mark,
+    read_marks,
+    take_marks,
+    watch_regions,
+)
+from .networks import family_name, find_network, run_uncompiled
 from .token_scale import KEY as SCALE_KEY
-from .token_scale import OVERRIDE, TokenScale, patch_model
+from .token_scale import OVERRIDE, TokenScale, patch_model, reads_text_twice
 
 KEY = "mixology_attention_merge"
+PICTURE = "mixology_picture"  # height and width of the latent that a run samples
 
 
 @dataclass(frozen=True)
@@ -30,15 +47,17 @@ class Style:
 class Merge:
     """What a conditioning carries: the styles after its own text, and a mask for each, its own first."""
 
+    node: ClassVar[str] = "Cross-Attention Merge"
     styles: tuple[Style, ...]
     masks: StyleMasks
 
 
 @dataclass(frozen=True)
 class RowStyles:
-    """What a row of one step reads: its merge, the factors of each style's words, and where in the picture it is."""
+    """What a row of one step reads: its merge, the texts of its styles and the factors of their words, and where it is."""
 
     merge: Merge
+    texts: list[Tensor]
     factors: list[Tensor | None]
     picture: tuple[int, int]
     area: Area | None
@@ -57,11 +76,11 @@ def merge_conditionings(model: Any, masks: Tensor, conditionings: Mapping[str, A
         ValueError: for another model family, masks that do not fit, a conditioning that is not one text or
             is merged already, a first one that was zeroed out, or texts of unequal width.
     """
-    network = model.model.diffusion_model
-    if not isinstance(network, UNetModel) or model.model.model_config.unet_config.get("use_temporal_attention"):
+    temporal = model.model.model_config.unet_config.get("use_temporal_attention")
+    if not isinstance(find_network(model.model), UNetModel) or temporal:
         raise ValueError(
-            f"Cross-Attention Merge expected an SD1.x, SD2.x or SDXL model, got {type(model.model).__name__}; use "
-            f"the Epsilon Merge Guider, which takes any model.")
+            f"Cross-Attention Merge expected an SD1.x, SD2.x or SDXL model, got {family_name(model.model)}; use the "
+            f"Epsilon Merge Guider, which takes any model.")
     masks = check_masks(masks, len(conditionings))
     width = None
     for name, conditioning in conditionings.items():
@@ -70,10 +89,14 @@ def merge_conditionings(model: Any, masks: Tensor, conditionings: Mapping[str, A
                 f"Cross-Attention Merge expected one prompt at {name}, got {len(conditioning) or 'none'}; connect "
                 f"a single CLIP Text Encode, or use the Epsilon Merge Guider for combined conditionings.")
         text, options = conditioning[0]
-        if KEY in options:
+        if read_mark(options, KEY) is not None:
             raise ValueError(
                 f"Cross-Attention Merge expected a plain prompt at {name}, got one that is merged already; connect "
                 f"all prompts to one node.")
+        if couples_prompts(options):
+            raise ValueError(
+                f"Cross-Attention Merge expected a plain prompt at {name}, got one whose regions another node couples "
+                f"inside attention; connect the prompts of the regions instead, or use that node alone.")
         width = width or text.shape[-1]
         if text.shape[-1] != width:
             raise ValueError(
@@ -84,70 +107,104 @@ def merge_conditionings(model: Any, masks: Tensor, conditionings: Mapping[str, A
         raise ValueError(
             f"Cross-Attention Merge expected a prompt with text at {next(iter(conditionings))}, got a zeroed one; put "
             f"another prompt and its mask first.")
-    if SCALE_KEY in first[1]:
+    if read_mark(first[1], SCALE_KEY) is not None:
         model = patch_model(model)
     model = read_marks(model, KEY, hand_out_styles, apply_styles)
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, note_picture)
     shown = [True, *masks[1:].flatten(1).any(1).tolist()]
-    styles = tuple(Style(text, options.get(SCALE_KEY)) for (text, options), seen in zip(others, shown[1:]) if seen)
+    styles = tuple(
+        Style(text, read_mark(options, SCALE_KEY)) for (text, options), seen in zip(others, shown[1:]) if seen)
     if not styles:
         return model, [first]
-    return model, mark_conditioning([first], KEY, Merge(styles, StyleMasks(masks[shown].cpu())))
+    merge = Merge(styles, StyleMasks(masks[shown].cpu()))
+    keep_text(model, KEY, merge, first[0])
+    return model, mark_conditioning([first], KEY, merge)
+
+
+def couples_prompts(options: Mapping[str, Any]) -> bool:
+    """Whether hooks of a conditioning bring prompts of their own into text attention."""
+    hooks = options.get("hooks")
+    found = [] if hooks is None else hooks.get_type(EnumHookType.TransformerOptions)
+    return any("attn2_patch" in hook.transformers_dict.get("patches", {}) for hook in found)
+
+
+def note_picture(executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Around a run: notes the size of what is sampled, since other nodes may hand the model parts of it."""
+    executor.class_obj.model_options["transformer_options"][PICTURE] = tuple(latent_image.shape[-2:])
+    return executor(noise, latent_image, *args, **kwargs)
 
 
 def hand_out_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
                     model_options: dict[str, Any]) -> Any:
-    """Around `calc_cond_batch`: tells the model calls inside which rows have which styles."""
-    areas = {(index, cond["uuid"]): cond.get("area") for index, group in enumerate(conds) for cond in group or []}
-    table: dict[Row, RowStyles] = {}
-    for row, (merge, _) in find_marks(conds, KEY).items():
-        factors = [
-            style.scale and style.scale.factors_at(model.model_sampling, timestep, len(x), style.text.shape[1])
-            for style in merge.styles]
-        table[row] = RowStyles(merge, factors, (x.shape[-2], x.shape[-1]), areas[row] and tuple(areas[row]))
-    return executor(model, conds, x, timestep, hand_rows(model_options, KEY, table))
+    """Around `calc_cond_batch`: tells the model calls inside which rows have which styles.
+
+    Raises:
+        ValueError: if only a part of the picture is sampled here.
+    """
+    conds, found = take_marks(conds, KEY)
+    if not found:
+        return executor(model, conds, x, timestep, model_options)
+    seen = tuple(x.shape[-2:])
+    picture = model_options["transformer_options"].get(PICTURE, seen)
+    if seen[0] < picture[0] or seen[1] < picture[1]:
+        check_part(seen, picture, None, Merge.node)
+    images = total, shown = find_images(x, model_options)
+    rows = {}
+    for one in found:
+        styles = one.mark.styles
+        factors = [style.scale and extend_factors(
+            style.scale.factors_at(model.model_sampling, timestep, images, one.made), style.text.shape[1])
+            for style in styles]
+        texts = [style.text if len(style.text) == 1 else repeat_to_batch_size(style.text, total)[shown]
+                 for style in styles]
+        area = one.cond.get("area")
+        rows[one.row] = RowStyles(one.mark, texts, factors, seen, area and tuple(area))
+    call = Call(found, rows, len(x))
+    result = executor(model, conds, x, timestep, hand_call(model_options, KEY, call))
+    call.check(timestep)
+    return result
 
 
 def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,
                  control: Any = None, transformer_options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-    """Around one call of the model: patches its cross-attention for this call if it holds rows with styles.
+    """Around one call of the model: patches its text attention for this call if it holds rows with styles.
 
     Raises:
-        ValueError: if another node replaces cross-attention, which would attend to all texts at once, or changed the
-            batch.
+        ValueError: if another node replaces text attention, which would attend to all texts at once, changed the batch,
+            or hands the model parts of the picture.
     """
-    options = transformer_options or {}
-    table: dict[Row, RowStyles] = options.get(KEY, {})
-    chunks = chunk_rows(options) if table else []
-    merges = [
-        place_styles(table[row], index, len(x), len(chunks), x.device, executor.class_obj.get_dtype_inference())
-        for index, row in enumerate(chunks) if row in table]
-    if merges:
-        if options.get("patches_replace", {}).get("attn2"):
-            raise ValueError(
-                "Cross-Attention Merge expected the model's own cross-attention, got one that another node replaces "
-                "(such as an IP adapter); remove that node, or use the Epsilon Merge Guider.")
-        merged = MergedAttention(merges, len(x), options.get(OVERRIDE))
-        patches = options.get("patches", {})
-        # after those of other nodes, which may change the rows' own text
-        listed = [*patches.get("attn2_patch", []), merged.lay_side_by_side]
-        options = {**options, "patches": {**patches, "attn2_patch": listed}, OVERRIDE: merged.attend_each}
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
-
-def place_styles(styles: RowStyles, index: int, batch: int, chunks: int, device: Any, dtype: Any) -> RowMerge:
-    """The styles of chunk `index` of a call's `chunks`, ready for its device.
-
-    Raises:
-        ValueError: if the batch is not one of that many equal chunks.
-    """
-    if batch % chunks:
+    options = watch_regions(transformer_options or {}, KEY, len(x), Merge.node)
+    found: list[RowStyles | None] = find_rows(options, KEY, len(x), Merge.node)
+    if not found:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    model, share = executor.class_obj, len(x) // len(found)
+    slots = ("attn1", "attn2") if reads_text_twice(model) else ("attn2",)
+    if any(options.get("patches_replace", {}).get(slot) for slot in slots):
         raise ValueError(
-            f"Cross-Attention Merge expected a batch of {chunks} equal parts, got {batch} rows; remove the node that "
-            f"changes the model's batch.")
-    share = batch // chunks
-    texts = [style.text.to(device, dtype) for style in styles.merge.styles]
+            "Cross-Attention Merge expected the model's own cross-attention, got one that another node replaces "
+            "(such as an IP adapter); remove that node, or use the Epsilon Merge Guider.")
+    merges = []
+    for index, styles in enumerate(found):
+        if styles is not None:
+            check_part((x.shape[-2], x.shape[-1]), styles.picture, styles.area, Merge.node)
+            rows = slice(index * share, (index + 1) * share)
+            merges.append(place_styles(styles, rows, x.device, model.get_dtype_inference()))
+    patches = options.get("patches", {})
+    # after those of other nodes, which may change the rows' own text
+    listed = patches.get("attn2_patch", [])
+    merged = MergedAttention(merges, len(x), options.get(OVERRIDE), listed, c_crossattn.shape[1])
+    own = {"attn2_patch": [*listed, merged.lay_side_by_side]}
+    if "attn1" in slots:
+        own["attn1_patch"] = [merged.tell_text, *patches.get("attn1_patch", []), merged.lay_text]
+    options = {**options, "patches": {**patches, **own}, OVERRIDE: merged.attend_each}
+    with run_uncompiled():
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def place_styles(styles: RowStyles, rows: slice, device: Any, dtype: Any) -> RowMerge:
+    """The styles of some rows of a call, ready for its device."""
     return RowMerge(
-        slice(index * share, (index + 1) * share),
-        [text if len(text) == 1 else repeat_to_batch_size(text, share) for text in texts],
+        rows, [text.to(device, dtype) for text in styles.texts],
         [factors if factors is None else factors.to(device, dtype) for factors in styles.factors],
         styles.merge.masks, styles.picture, styles.area)

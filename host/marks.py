@@ -1,17 +1,103 @@
-"""Finds the rows of a model call that belong to a marked conditioning.
+"""Marks on conditionings, and the rows of a model call that read a marked text.
 
-The host batches, splits and reorders conditionings as it likes, so a row is known by the host's own ids only: the index
-in the guider's list of conditionings and the id that a guider gives each of them (`cond_or_uncond` and `uuids`).
+A mark rides among what the host hands its model (`model_conds`), so that it goes wherever the text goes: the host copies
+both to the regions that read it, and whoever exchanges the text's tensor leaves the mark. A patched model takes the marks
+out before the host looks at them. The host batches, splits and reorders conditionings as it likes, so a row is known by
+the host's own ids: the index in the guider's list of conditionings and the id that a guider gives each of them
+(`cond_or_uncond` and `uuids`).
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from comfy.conds import CONDRegular
 from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..attention_patches.rows import check_rows, make_region_watch
 
 Row = tuple[int, Any]  # index in the guider's list, id
 INDEX = "mixology_index"  # the list index of every chunk, where a guider of ours shows patches of others another one
+TEXT = "c_crossattn"  # the host's key for the text that a model reads
+
+
+class Mark(CONDRegular):
+    """What a conditioning carries for one of our nodes, under the node's own key.
+
+    Args:
+        cond: the node's own object, whose `node` is the node's name.
+        made: what was computed for the run that reads the mark; None before a run.
+    """
+
+    def __init__(self, cond: Any, made: dict[Any, Any] | None = None):
+        super().__init__(cond)
+        self.made = made
+
+    def process_cond(self, batch_size: int, **kwargs: Any) -> Any:
+        """The host comes here only where no wrapper of ours took the mark out."""
+        node = self.cond.node
+        raise ValueError(
+            f"{node} expected its prompt to be sampled with its MODEL output, got a model that does not read it; "
+            f"connect the MODEL output of {node} to the sampler or guider.")
+
+
+class MarkedConds(dict[str, Any]):
+    """The `model_conds` of a marked conditioning, which the host copies and fills when a run begins.
+
+    With the text each mark becomes the run's own, one for each conditioning; none is left where the text was zeroed
+    out, which keeps all else of a conditioning.
+    """
+
+    def copy(self) -> MarkedConds:
+        return MarkedConds(self)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        if key == TEXT:
+            fresh = {name: mark for name, mark in self.items() if isinstance(mark, Mark) and mark.made is None}
+            kept = bool(fresh) and bool(value.cond.any())
+            for name, mark in fresh.items():
+                if kept:
+                    super().__setitem__(name, Mark(mark.cond, {}))
+                else:
+                    del self[name]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A mark in the list of a `calc_cond_batch` call.
+
+    Attributes:
+        own: tokens of the conditioning's text, other text that was appended included; read: those that the model reads.
+    """
+
+    row: Row
+    mark: Any
+    made: dict[Any, Any]
+    cond: dict[str, Any]
+    own: int
+    read: int
+
+
+@dataclass
+class Call:
+    """What the model calls inside a `calc_cond_batch` call find: what each row has, and what came up so far."""
+
+    found: Sequence[Found]
+    rows: dict[Row, Any]
+    images: int
+    calls: int = 0
+    seen: set[Row] = field(default_factory=set)
+
+    def check(self, timestep: Tensor) -> None:
+        """Raises ValueError for a mark whose text the model was to read and never did, though it was called."""
+        for one in self.found if self.calls else ():
+            if one.row not in self.seen and is_due(one.cond, timestep):
+                raise ValueError(
+                    f"{one.mark.node} expected the model to read its prompt at this step, got calls without it; remove "
+                    f"the node that regroups or replaces prompts while sampling.")
 
 
 def read_marks(model: Any, key: str, hand_out: Callable[..., Any], apply: Callable[..., Any]) -> Any:
@@ -30,37 +116,110 @@ def read_marks(model: Any, key: str, hand_out: Callable[..., Any], apply: Callab
 
 def mark_conditioning(conditioning: list[Any], key: str, mark: Any) -> list[Any]:
     """A copy of a CONDITIONING whose entries carry `mark`."""
-    return [[text, {**options, key: mark}] for text, options in conditioning]
+    return [[text, {**options, "model_conds": MarkedConds({**options.get("model_conds", {}), key: Mark(mark)})}]
+            for text, options in conditioning]
 
 
-def find_marks(conds: list[list[dict[str, Any]] | None], key: str) -> dict[Row, tuple[Any, int]]:
-    """Marks and text lengths of the conditionings in a `calc_cond_batch` call, by row.
+def read_mark(options: dict[str, Any], key: str) -> Any:
+    """The mark of an entry of a CONDITIONING, or None."""
+    mark = options.get("model_conds", {}).get(key)
+    return None if mark is None else mark.cond
 
-    A region hands a copy of itself, marks and id included, to the other lists, where it reads the text of one of their
-    conditionings; and Conditioning Zero Out keeps marks. A row counts if it reads the text that was marked in its list.
+
+def take_marks(conds: list[list[dict[str, Any]] | None], key: str) -> tuple[list[Any], list[Found]]:
+    """The conditionings of a `calc_cond_batch` call without their marks, and the marks.
+
+    The caller's own lists are left as they are, and handed on where there is nothing to take.
     """
-    found = {}
+    if not any(key in cond["model_conds"] for group in conds for cond in group or []):
+        return conds, []
+    found, bare = [], []
     for index, group in enumerate(conds):
-        owners = {}
+        owners: dict[int, dict[str, Any]] = {}  # a region that reads another's text comes after it, with the same mark
+        taken = []
         for cond in group or []:
-            text, read = cond.get("cross_attn"), cond["model_conds"].get("c_crossattn")
-            if key in cond and text is not None and read is not None and read.cond is text and bool(text.any()):
-                owners[id(read)] = cond
-        for cond in group or []:
-            owner = owners.get(id(cond["model_conds"].get("c_crossattn")))
-            if owner is not None:
-                found[index, cond["uuid"]] = owner[key], owner["cross_attn"].shape[1]
-    return found
+            held = cond["model_conds"]
+            if key in held:
+                owner, text = owners.setdefault(id(held[key]), cond), held.get(TEXT)
+                read = 0 if text is None else text.cond.shape[1]
+                own = owner["cross_attn"].shape[1] if "cross_attn" in owner else read
+                made = {} if held[key].made is None else held[key].made
+                found.append(Found((index, cond["uuid"]), held[key].cond, made, cond, own, read))
+                cond = {**cond, "model_conds": {name: value for name, value in held.items() if name != key}}
+            taken.append(cond)
+        bare.append(group if group is None else taken)
+    return bare, found
 
 
-def hand_rows(model_options: dict[str, Any], key: str, table: dict[Row, Any]) -> dict[str, Any]:
-    """Options whose model calls find `table` under `key`; the caller's own if there is nothing to find."""
-    if not table:
-        return model_options
-    return {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), key: table}}
+def is_due(cond: dict[str, Any], timestep: Tensor) -> bool:
+    """Whether the host runs a conditioning at sigma `timestep` [B] whatever the others paint."""
+    started = "timestep_start" not in cond or not bool(timestep[0] > cond["timestep_start"])
+    ended = "timestep_end" in cond and bool(timestep[0] < cond["timestep_end"])
+    return "default" not in cond and started and not ended
+
+
+def hand_call(model_options: dict[str, Any], key: str, call: Call) -> dict[str, Any]:
+    """Options whose model calls find `call` under `key`."""
+    return {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), key: call}}
 
 
 def chunk_rows(transformer_options: dict[str, Any]) -> list[Row]:
-    """The row of every chunk of the call that runs, in the order of the batch."""
-    indices = transformer_options.get(INDEX, transformer_options["cond_or_uncond"])
-    return list(zip(indices, transformer_options["uuids"]))
+    """The row of every chunk of the call that runs, in the order of the batch; none where nothing tells."""
+    indices = transformer_options.get(INDEX, transformer_options.get("cond_or_uncond", ()))
+    return list(zip(indices, transformer_options.get("uuids", ())))
+
+
+def find_rows(transformer_options: dict[str, Any], key: str, rows: int, node: str) -> list[Any]:
+    """What every chunk of a model call has, None for a chunk without; empty where the call has nothing.
+
+    Args:
+        rows: batch size of the call.
+
+    Raises:
+        ValueError: if the rows are not as the host lays them out.
+    """
+    call: Call | None = transformer_options.get(key)
+    if call is None:
+        return []
+    chunks = chunk_rows(transformer_options)
+    call.calls += 1
+    call.seen.update(chunks)
+    found = [call.rows.get(row) for row in chunks]
+    if all(one is None for one in found):
+        return []
+    check_rows(rows, len(chunks), call.images, node)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------- batches
+
+def find_images(x: Tensor, model_options: dict[str, Any]) -> tuple[int, list[int]]:
+    """Images of the whole batch, and which of them `x` holds: the host may show the model a window of them."""
+    window = model_options.get("transformer_options", {}).get("context_window")
+    if window is None or getattr(window, "dim", None) != 0 or len(x) == 1:
+        return len(x), list(range(len(x)))
+    before = getattr(window, "causal_anchor_index", None)
+    shown = [*([] if before is None or before < 0 else [before]), *window.index_list]
+    for kept in getattr(model_options.get("context_handler"), "latent_retain_index_list", ()):
+        shown[kept] = kept
+    return window.total_frames, shown
+
+
+# --------------------------------------------------------------------------------------------------- regions
+
+def keep_text(model: Any, key: str, mark: Any, text: Tensor) -> None:
+    """Lets a patched model know the text of a mark, to tell where it is read without its mark."""
+    options = model.model_options["transformer_options"]
+    options[f"{key}_texts"] = [*options.get(f"{key}_texts", ()), (mark, text)]
+
+
+def watch_regions(options: dict[str, Any], key: str, rows: int, node: str) -> dict[str, Any]:
+    """`transformer_options` that refuse a node which reads a marked text as a region of its own, without the mark."""
+    patches = options.get("patches", {})
+    call: Call | None = options.get(key)
+    held = {id(one.mark) for one in call.found} if call else set()
+    texts = [text for mark, text in options.get(f"{key}_texts", ()) if id(mark) not in held]
+    if not texts or not patches.get("attn2_patch"):
+        return options
+    listed = [*patches["attn2_patch"], make_region_watch(texts, rows, node)]
+    return {**options, "patches": {**patches, "attn2_patch": listed}}

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..samplers.wording import legible
+
 LIMIT = 10.0  # largest factor either way
+LISTED = 400  # letters of the words that a message lists
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 VALUES = re.compile(rf"\[\s*{NUMBER}(?:\s*,\s*{NUMBER})*\s*,?\s*\]|{NUMBER}")
 UNKNOWN = "\ufffd"  # stands for letters that a tokenizer does not know
@@ -21,6 +24,12 @@ CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 NAME = r"embedding:([^\s<\[():,]+)"
 PARTS = re.compile(rf"{NAME}|[{CJK}]|(?:[^\W\d_{CJK}]|[\u0300-\u036f{UNKNOWN}])+|\d|[^\w\s]|_")
 EMBEDDING = re.compile(rf"(?:(?<=[\s()])|^){NAME}")
+FAMILIES = "SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image"
+ENCODERS = {  # what people call them, by the name of the host's tokenizer
+    "SD1": "SD1.x", "SD2": "SD2.x", "SDXL": "SDXL", "SD3": "SD3", "Flux2": "Flux.2", "Klein": "Flux.2 Klein",
+    "Klein8B": "Flux.2 Klein", "QwenImage": "Qwen-Image", "LongCatImage": "LongCat-Image", "ZImage": "Z-Image",
+    "HunyuanImage": "HunyuanImage", "Ovis": "Ovis-Image", "Krea2": "Krea 2", "Omnigen2": "OmniGen2",
+}
 TEMPLATE_END = "<|im_end|>"  # closes the prompt in a chat template
 # Byte-level tokenizers write a byte as a letter: a visible one as itself, the others from 256 on.
 VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -58,8 +67,8 @@ def parse_scales(text: str) -> list[Scale]:
         factors = [float(value) for value in re.findall(NUMBER, values)]
         if max(map(abs, factors)) > LIMIT:
             raise ValueError(
-                f"Token Attention Scale expected values from -{LIMIT:g} to {LIMIT:g}, got '{line}'; choose a smaller "
-                f"one.")
+                f"Token Attention Scale expected values from -{LIMIT:g} to {LIMIT:g}, got '{legible(line)}'; choose "
+                f"a smaller one.")
         scales.append((phrase, factors))
     lengths = {len(factors) for _, factors in scales} - {1}
     if len(lengths) > 1:
@@ -86,7 +95,7 @@ def place_scales(clip: Any, text: str, scales: list[Scale], tokens: int) -> Tens
                 found = find_phrase(parts, phrase)
                 if not found:
                     raise ValueError(
-                        f"Token Attention Scale finds no '{phrase}' in the prompt; choose from its words as the "
+                        f"Token Attention Scale finds no '{legible(phrase)}' in the prompt; choose from its words as the "
                         f"tokenizer {encoder} sees them: {list_words(parts)}.")
                 places.update(*found)
             factors[:, sorted(places)] *= torch.tensor(values).unsqueeze(1)
@@ -131,7 +140,7 @@ def cuts_number(parts: list[Part], place: int) -> bool:
 def list_words(parts: list[Part]) -> str:
     """The words of a prompt, each once, for an error message."""
     words = dict.fromkeys(part.text for part in parts if any(map(str.isalnum, part.text)))
-    return ", ".join(words) if words else "none"
+    return legible(", ".join(words), LISTED) if words else "none"
 
 
 # --------------------------------------------------------------------------------------------------- tokens
@@ -147,19 +156,40 @@ def read_prompt(clip: Any, text: str, tokens: int) -> list[tuple[str, list[Part]
     """
     encoded = clip.tokenize(text, return_word_ids=True)
     places = place_encoders(clip.cond_stage_model, encoded, tokens)
-    numbered = all(len(token) == 3 for chunks in encoded.values() for chunk in chunks for token in chunk)
-    if not numbered or max((first + count for _, first, count in places), default=0) != tokens:
-        raise ValueError(
-            f"Token Attention Scale expected a text encoder of SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image, got "
-            f"{type(clip.cond_stage_model).__name__}; load the one that belongs to the model.")
+    check_encoder(clip, encoded, max((first + count for _, first, count in places), default=0), tokens)
     readings = []
     for name, first, count in places:
         tokenizer = getattr(clip.tokenizer, name, None) or getattr(clip.tokenizer, f"clip_{name}")
         loaded = [found for found in EMBEDDING.findall(text) if has_embedding(tokenizer, found)]
         spelled = spell_prompt(tokenizer, encoded[name], loaded, max(0, -first))
+        if first >= 0:
+            spelled = cut_template(spelled, getattr(clip.tokenizer, "llama_template", "{}"))
         readings.append((name, split_parts([
             (letter, frozenset(first + place for place in owners if place < count)) for letter, owners in spelled])))
     return readings
+
+
+def check_encoder(clip: Any, encoded: dict[str, list[Any]], placed: int, tokens: int) -> None:
+    """Raises ValueError for a text encoder whose tokens cannot be told apart, or that another node changed.
+
+    Args:
+        placed: tokens that its tokenizers explain; tokens: length of the conditioning.
+    """
+    own = type(clip.tokenizer).__name__.removesuffix("Tokenizer")
+    name = f"that of {ENCODERS.get(own, own)}"
+    if not all(len(token) == 3 for chunks in encoded.values() for chunk in chunks for token in chunk):
+        raise ValueError(
+            f"Token Attention Scale expected a text encoder that tells which tokens a word becomes, got {name}, which "
+            f"does not; encode with CLIP Text Encode, without scales.")
+    if placed == 0:
+        raise ValueError(
+            f"Token Attention Scale expected a text encoder of {FAMILIES}, got {name}, whose words it cannot place; "
+            f"encode with CLIP Text Encode, without scales.")
+    if placed != tokens:
+        raise ValueError(
+            f"Token Attention Scale expected {placed} tokens for this prompt from the text encoder of "
+            f"{ENCODERS.get(own, own)}, got {tokens}; connect it as it was loaded, before a node that changes it (such "
+            f"as NegPip).")
 
 
 def place_encoders(encoder: Any, encoded: dict[str, list[Any]], tokens: int) -> list[tuple[str, int, int]]:
@@ -206,6 +236,21 @@ def spell_prompt(tokenizer: Any, chunks: list[Any], embeddings: list[str], start
         else:
             spelled += spell_tokens(tokenizer, group)
     return spelled
+
+
+def cut_template(spelled: Spelled, template: str) -> Spelled:
+    """The prompt alone, of a text that was spelled with the template that its tokenizer puts around it.
+
+    Raises:
+        ValueError: if the template is not found as it was written.
+    """
+    front, _, end = template.partition("{}")
+    text = "".join(letter for letter, _ in spelled)
+    if not text.startswith(front) or not text.endswith(end):
+        raise ValueError(
+            "Token Attention Scale expected to find the prompt in the text encoder's template, got another spelling "
+            "of it; encode with CLIP Text Encode, without scales.")
+    return spelled[len(front):len(spelled) - len(end)]
 
 
 def has_embedding(tokenizer: Any, name: str) -> bool:

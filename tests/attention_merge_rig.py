@@ -82,7 +82,8 @@ def merge_explicitly(model: Any, *expected: Expected, index: int | None = None,
 
     with ExitStack() as stack:
         for name, module in model.model.diffusion_model.named_modules():
-            if name.endswith("attn2"):
+            first = name.endswith("attn1") and module.to_k.in_features != module.to_q.in_features  # reads text as well
+            if name.endswith("attn2") or first:
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield seen
 

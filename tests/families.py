@@ -49,6 +49,15 @@ class TinyQwenConfig(supported_models.QwenImage):
     unet_config: dict[str, Any] = {}
 
 
+class TinyFlux2Config(supported_models.Flux2):
+    unet_config: dict[str, Any] = {}
+
+
+class TinyUpscalerConfig(supported_models.SD_X4Upscaler):
+    unet_config: dict[str, Any] = {}
+    unet_extra_config: dict[str, Any] = {}
+
+
 def raise_norms(patcher: Any) -> Any:
     """Norm weights around 1: around 0, where `fill` puts them, attention would be nearly uniform."""
     with torch.no_grad():
@@ -108,6 +117,30 @@ def qwen(seed: int = 0) -> Any:
     }), seed))
 
 
+def flux2(seed: int = 0, guidance: bool = True) -> Any:
+    """The host makes a text shorter than 512 tokens longer, in front. With `guidance` dev, else Klein."""
+    return raise_norms(tiny.patcher_of(TinyFlux2Config({
+        "image_model": "flux2", "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": WIDTH,
+        "hidden_size": 32, "mlp_ratio": 3.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
+        "axes_dim": [4, 4, 4, 4], "theta": 2000, "patch_size": 1, "qkv_bias": False, "guidance_embed": guidance,
+        "global_modulation": True, "mlp_silu_act": True, "ops_bias": False, "default_ref_method": "index",
+        "ref_index_scale": 10.0, "txt_ids_dims": [3],
+    }), seed))
+
+
+def klein(seed: int = 0) -> Any:
+    return flux2(seed, guidance=False)
+
+
+def upscaler(seed: int = 0) -> Any:
+    """SD x4 Upscaler: the transformers of its first level read the text in both attentions."""
+    return raise_norms(tiny.patcher_of(TinyUpscalerConfig({
+        **UNET, "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+        "in_channels": 7, "disable_self_attentions": [True, False], "num_classes": 1000, "num_heads": 2,
+        "num_head_channels": -1,
+    }), seed))
+
+
 @dataclass(frozen=True)
 class Family:
     """How to build a family's model, its latents and its texts.
@@ -115,6 +148,7 @@ class Family:
     Attributes:
         joint: text and image tokens in one sequence, the text first; else cross-attention.
         options: what a text carries besides its tokens and the pooled vector.
+        patch: side of an image token of a joint family, in latent pixels.
     """
 
     model: Callable[..., Any]
@@ -123,6 +157,7 @@ class Family:
     pooled: bool
     video: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    patch: int = 2
 
     def conditioning(self, seed: int, tokens: int, **options: Any) -> list[Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -135,8 +170,8 @@ class Family:
         return samples.unsqueeze(2) if self.video else samples
 
     def image_tokens(self, height: int, width: int) -> int:
-        """Of a joint family's picture; all of them have patches of 2."""
-        return -(-height // 2) * -(-width // 2)
+        """Of a joint family's picture."""
+        return -(-height // self.patch) * -(-width // self.patch)
 
 
 FAMILIES = {
@@ -147,6 +182,12 @@ FAMILIES = {
     "sd35_medium": Family(sd35_medium, True, 16, True),
     "flux": Family(flux, True, 16, True, options={"guidance": 2.5}),
     "qwen": Family(qwen, True, 16, False, video=True),
+}
+# Families with a way of their own, for the tests that name them.
+PECULIAR = {
+    "flux2": Family(flux2, True, 128, False, options={"guidance": 2.5}, patch=1),
+    "klein": Family(klein, True, 128, False, patch=1),
+    "upscaler": Family(upscaler, False, 4, False),
 }
 
 

@@ -221,7 +221,7 @@ def test_the_node_as_the_host_calls_it(model: Any) -> None:
 # --------------------------------------------------------------------------------------------------- refusals
 
 @pytest.mark.parametrize(("make", "name"), [
-    (FAMILIES["flux"].model, "Flux"), (FAMILIES["sd3"].model, "SD3"), (tiny.video, "WAN21")])
+    (FAMILIES["flux"].model, "Flux"), (FAMILIES["sd3"].model, "SD3"), (tiny.video, "Wan 2.1")])
 def test_other_families_are_refused(make: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"^Cross-Attention Merge expected an SD1.x, SD2.x or SDXL model, got {name}; "
                                          "use the Epsilon Merge Guider, which takes any model.$"):
@@ -319,6 +319,6 @@ def test_a_node_that_changes_the_batch_is_refused(model: Any) -> None:
 
     merged, positive = merge(model, MASKS, FIRST, SECOND)
     merged.set_model_unet_function_wrapper(add_row)
-    with pytest.raises(ValueError, match="expected a batch of 2 equal parts, got 3 rows; remove the node that changes"):
+    with pytest.raises(ValueError, match=r"expected a model call of 2 prompt\(s\) x 1 image\(s\), got 3 row\(s\); set a tile"):
         sample(tiny.cfg_guider(merged, positive, NEGATIVE))
     assert sample_latent(tiny.cfg_guider(model, FIRST, NEGATIVE), tiny.latent()["samples"]).isfinite().all()

@@ -11,7 +11,6 @@ import torch
 from attention_merge_rig import Expected, merge, merge_explicitly, sample
 from company import CAPTION, COMPANY, Parts
 from mixology.host import demo
-from mixology.host.attention_merge import KEY
 from mixology.host.token_scale import scale_tokens
 from mixology.samplers.spatial import draw_gradient_masks
 from torch import Tensor
@@ -43,7 +42,7 @@ def draw(parts: Parts, batch: int = 1) -> Tensor:
 
 
 def strip(conditioning: Any) -> Any:
-    return [[text, {key: value for key, value in options.items() if key != KEY}] for text, options in conditioning]
+    return [[text, {key: value for key, value in options.items() if key != "model_conds"}] for text, options in conditioning]
 
 
 def region_of(conditioning: Any) -> tuple[int, int, int, int] | None:

@@ -13,6 +13,7 @@ import torch
 from company import CAPTION, COMPANY, Parts
 from mixology.host import demo
 from mixology.host.layout import make_layout, mix_latent
+from mixology.host.marks import read_mark
 from mixology.host.token_scale import KEY, scale_tokens
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def test_company_acts_on_the_scaled_prompt_as_on_any(loaded: Parts, company: Any
     negative = encode(clip, "")
     before = sample((scaled, positive, negative), batch)
     ours = sample(company((scaled, positive, negative)), batch)
-    plain = [[text, {key: value for key, value in options.items() if key != KEY}] for text, options in positive]
+    plain = [[text, {key: value for key, value in options.items() if key != "model_conds"}] for text, options in positive]
     by_hand = company((scale_explicitly(model, plain[0][0], [red], -1.5), plain, negative))
     assert torch.allclose(ours, sample(by_hand, batch), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, sample(company((model, plain, negative)), batch), atol=1e-2)
@@ -98,7 +99,7 @@ def test_words_of_a_long_prompt(loaded: Parts, words: int) -> None:
     scaled, positive = scale_tokens(model, clip, text, "red = 0", 0.0, 1.0)
     tokens = positive[0][0].shape[1]
     assert tokens > 77 and tokens % 77 == 0
-    factors = positive[0][1][KEY].factors
+    factors = read_mark(positive[0][1], KEY).factors
     pairs = [pair for chunk in clip.tokenize(text)["l"] for pair in chunk]
     red = clip.tokenize("red")["l"][0][1][0]
     assert factors[0].tolist() == [float(token != red) for token, _ in pairs] and factors.eq(0).sum() == words // 2

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import comfy.samplers
+import nodes as core
 import pytest
 import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
-from families import FAMILIES, Family
-from mixology.host.marks import mark_conditioning
+from families import FAMILIES, PECULIAR, Family
+from mixology.host.marks import mark_conditioning, read_mark
 from mixology.host.token_scale import KEY, OVERRIDE, TokenScale, patch_model
 from torch import Tensor
 
@@ -286,12 +287,63 @@ def test_nothing_of_the_caller_changes(models: dict[str, Any], name: str) -> Non
     assert describe() == before
     assert all(torch.equal(value, weights[key]) for key, value in model.model.state_dict().items())
     assert torch.equal(marked[0][0], family.conditioning(1, TOKENS)[0][0])
-    assert torch.equal(marked[0][1][KEY].factors, factors_of(SWEEP))
+    assert torch.equal(read_mark(marked[0][1], KEY).factors, factors_of(SWEEP))
     for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
         assert not model.wrappers.get(kind, {}).get(KEY) and len(patched.wrappers[kind][KEY]) == 1
 
 
+# --------------------------------------------------------------------------------------------------- peculiar ones
+
+@pytest.mark.parametrize(("name", "tokens"), [("flux2", TOKENS), ("klein", 512)])
+def test_a_text_that_the_model_makes_longer_in_front(name: str, tokens: int) -> None:
+    """Also beside a negative of another length, and where other text was appended."""
+    family, size = PECULIAR[name], (5, 3)
+    model, factors = family.model(), factors_of(SWEEP, tokens)
+    positive, negative = family.conditioning(1, tokens), family.conditioning(2, 30)
+    longer = core.ConditioningConcat().concat(positive, family.conditioning(4, 20))[0]
+    marked = mark(positive, factors)
+    for plain, own, after in ((positive, marked, 0),
+                              (longer, core.ConditioningConcat().concat(marked, family.conditioning(4, 20))[0], 20)):
+        whole = torch.ones(3, max(512, tokens + after))
+        first = whole.shape[1] - after - tokens
+        whole[:, first:first + tokens] = factors
+        bare = with_override(model, make_explicit(family, {0: whole}, size))
+        explicit = sample(family, bare, plain, 3, size, negative)
+        assert distance(sample(family, patch_model(model), own, 3, size, negative), explicit) < TOLERANCE
+        assert distance(sample(family, model, plain, 3, size, negative), explicit) > EFFECT
+
+
+def test_a_region_of_a_text_made_longer() -> None:
+    """The host copies the region to the other list, where it reads the marked text of that list."""
+    family, size = PECULIAR["flux2"], (6, 5)
+    model, factors = family.model(), factors_of(SWEEP)
+    region = [[text, {**options, "area": (3, 4, 1, 1)}] for text, options in family.conditioning(2, 25)]
+    negative = [*region, *family.conditioning(6, 17)]
+    whole = torch.ones(3, 512)
+    whole[:, 512 - TOKENS:] = factors
+    explicit = make_explicit(family, {0: whole}, size)
+    part = make_explicit(family, {0: whole}, (3, 4))
+
+    def either(func: Any, q: Tensor, k: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+        return (explicit if k.shape[2] == 512 + 30 else part)(func, q, k, *rest, **kwargs)
+
+    positive = family.conditioning(1, TOKENS)
+    expected = sample(family, with_override(model, either), positive, 3, size, negative)
+    assert distance(sample(family, patch_model(model), mark(positive, factors), 3, size, negative), expected) < TOLERANCE
+    assert distance(sample(family, model, positive, 3, size, negative), expected) > EFFECT
+
+
+def test_transformers_that_read_text_twice() -> None:
+    family = PECULIAR["upscaler"]
+    model = family.model()
+    seen: set[int] = set()
+    sample(family, with_override(model, make_explicit(family, {}, SIZE, seen=seen)), family.conditioning(1, TOKENS), 1,
+           SIZE)
+    assert SIZE[0] * SIZE[1] not in seen, "the first level attends to text only"
+    check(family, model, factors_of(SWEEP))
+
+
 def test_family_without_a_seam_is_a_clear_error() -> None:
-    with pytest.raises(ValueError, match=r"an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got WanModel; its "
+    with pytest.raises(ValueError, match=r"an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got Wan 2.1; its "
                                          r"attention gives no place to scale text tokens"):
         patch_model(tiny.video())

@@ -13,7 +13,7 @@ import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
-from mixology.host.marks import mark_conditioning
+from mixology.host.marks import mark_conditioning, read_mark
 from mixology.host.token_scale import KEY, TokenScale, patch_model
 from torch import Tensor
 
@@ -302,8 +302,8 @@ def test_the_caller_s_model_and_conditioning_are_untouched() -> None:
     options = copy.deepcopy(patched.model_options)
     sample(tiny.cfg_guider(patched, marked, NEGATIVE))
     assert (model.model_options, model.wrappers) == before and patched.model_options == options
-    assert KEY not in text[0][1] and torch.equal(text[0][0], TEXT[0][0])
-    assert torch.equal(marked[0][1][KEY].factors, factors(-1.5))
+    assert text[0][1] == TEXT[0][1] and torch.equal(text[0][0], TEXT[0][0])
+    assert torch.equal(read_mark(marked[0][1], KEY).factors, factors(-1.5))
 
 
 def test_an_error_inside_leaves_nothing_behind() -> None:

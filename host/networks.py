@@ -1,0 +1,52 @@
+"""The network inside a model, whatever is wrapped around it, and the name that people know the model by."""
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+# By the host's class of a model's configuration; a class that is not here has the name of its nearest base that is.
+NAMES = {
+    "SD15": "SD1.x", "SD20": "SD2.x", "SDXLRefiner": "SDXL Refiner", "SDXL": "SDXL", "SSD1B": "SSD-1B",
+    "Segmind_Vega": "Segmind Vega", "KOALA_700M": "KOALA", "KOALA_1B": "KOALA", "SVD_img2vid": "Stable Video Diffusion",
+    "SV3D_u": "SV3D", "Stable_Zero123": "Stable Zero123", "SD_X4Upscaler": "SD x4 Upscaler",
+    "Stable_Cascade_C": "Stable Cascade", "SD3": "SD3", "StableAudio": "Stable Audio", "AuraFlow": "AuraFlow",
+    "PixArtAlpha": "PixArt-Alpha", "PixArtSigma": "PixArt-Sigma", "HunyuanDiT": "HunyuanDiT", "Flux": "Flux",
+    "Flux2": "Flux.2", "GenmoMochi": "Mochi", "LTXV": "LTX-Video", "LTXAV": "LTX-2", "HunyuanVideo": "HunyuanVideo",
+    "HunyuanImage21": "HunyuanImage 2.1", "HunyuanVideo15": "HunyuanVideo 1.5", "CosmosT2V": "Cosmos",
+    "CosmosT2IPredict2": "Cosmos-Predict2", "Anima": "Anima", "Lumina2": "Lumina 2", "ZImage": "Z-Image",
+    "PixelDiTT2I": "PixelDiT", "WAN21_T2V": "Wan 2.1", "WAN22_T2V": "Wan 2.2", "WAN22_S2V": "Wan 2.2",
+    "WAN22_Animate": "Wan 2.2", "WAN22_Camera": "Wan 2.2", "WAN22_WanDancer": "Wan 2.2", "Hunyuan3Dv2": "Hunyuan3D",
+    "HiDream": "HiDream-I1", "HiDreamO1": "HiDream-O1", "Chroma": "Chroma", "ChromaRadiance": "Chroma Radiance",
+    "ACEStep": "ACE-Step", "ACEStep15": "ACE-Step 1.5", "Omnigen2": "OmniGen2", "Boogu": "Boogu",
+    "Ideogram4": "Ideogram 4", "Krea2": "Krea 2", "MageFlow": "Mage-Flow", "QwenImage": "Qwen-Image",
+    "JoyImage": "JoyImage", "Kandinsky5": "Kandinsky 5", "LongCatImage": "LongCat-Image", "ErnieImage": "ERNIE-Image",
+    "CogVideoX_T2V": "CogVideoX", "Lens": "Lens",
+}
+
+
+def find_network(model: Any) -> Any:
+    """The true network of a BaseModel: a compiled one stands behind a wrapper of torch's."""
+    network = model.diffusion_model
+    while hasattr(network, "_orig_mod"):
+        network = network._orig_mod
+    return network
+
+
+def family_name(model: Any) -> str:
+    """What people call a BaseModel; its class's name where that is not known."""
+    config = getattr(model, "model_config", None)
+    names = [NAMES[base.__name__] for base in type(config).__mro__ if base.__name__ in NAMES]
+    return names[0] if names else type(model).__name__
+
+
+def run_uncompiled() -> AbstractContextManager[Any]:
+    """Runs compiled networks as they were written, for a call whose patches a compiled one may not hear.
+
+    The host compiles without guards on `transformer_options`: what was traced without a patch would run without it.
+    """
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

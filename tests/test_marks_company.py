@@ -1,0 +1,428 @@
+"""Marked prompts beside packs that exchange texts, regroup rows, tile pictures or bring texts of their own.
+
+For both nodes that mark: what comes out is the effect written out by the tests, or a sentence. Never neither.
+"""
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import comfy.conds
+import comfy.hooks
+import comfy.samplers
+import nodes as core
+import pytest
+import tiny
+import torch
+from attention_merge_rig import Expected, merge, merge_explicitly, soft_masks, texts_of
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from families import PECULIAR, raise_norms
+from mixology.host.marks import keep_text, mark_conditioning
+from mixology.host.token_scale import KEY, TokenScale, patch_model
+from torch import Tensor
+
+pytestmark = pytest.mark.seam
+
+TEXT, OTHER, NEGATIVE, THIRD = (tiny.conditioning(seed) for seed in (1, 3, 2, 4))
+MASKS = soft_masks(2)
+NODES = {"scale": "Token Attention Scale", "merge": "Cross-Attention Merge"}
+Conds = list[Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return raise_norms(tiny.unet())
+
+
+def factors(*values: float) -> Tensor:
+    scaled = torch.ones(len(values), 77)
+    scaled[:, [3, 5, 6]] = torch.tensor(values).unsqueeze(1)
+    return scaled
+
+
+def mark(technique: str, model: Any, text: Any = TEXT, values: tuple[float, ...] = (-1.5,)) -> tuple[Any, Conds]:
+    """The patched model and the marked prompt."""
+    if technique == "merge":
+        return merge(model, MASKS, text, OTHER)
+    scale = TokenScale(factors(*values), 0.0, 1.0)
+    patched = patch_model(model)
+    keep_text(patched, KEY, scale, text[0][0])
+    return patched, mark_conditioning(text, KEY, scale)
+
+
+def run(model: Any, positive: Any, negative: Any = NEGATIVE, batch: int = 1, steps: int = 2, guider: Any = None,
+        size: tuple[int, int] = (8, 6)) -> Tensor:
+    latent = tiny.latent(batch, *size)["samples"]
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
+    guider = guider or tiny.cfg_guider(model, positive, negative)
+    return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), tiny.sigmas_of(model, steps=steps),
+                         disable_pbar=True, seed=5)
+
+
+def explicit(model: Any, text: Tensor, values: Tensor) -> Any:
+    """The model with values scaled by the test wherever a row reads `text`."""
+    clone = model.clone()
+
+    def scale(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        value = value.clone()
+        for row in range(len(value)):
+            if torch.equal(context[row], text[0]):
+                value[row] *= values[0].unsqueeze(-1)
+        return n, context, value
+
+    clone.set_model_attn2_patch(scale)
+    return clone
+
+
+def written_out(technique: str, model: Any, text: Any = TEXT, **options: Any) -> Tensor:
+    """The effect by the tests' own hands, for a positive that reads `text`."""
+    if technique == "scale":
+        return run(explicit(model, text[0][0], factors(-1.5)), text, **options)
+    with merge_explicitly(model, Expected(texts_of(text, OTHER), MASKS)) as seen:
+        result = run(model, text, **options)
+    assert seen
+    return result
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def differ(a: Tensor, b: Tensor) -> bool:
+    return not torch.allclose(a, b, atol=1e-2)
+
+
+def around_conds(model: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A wrapper that hands on other conditionings, changed one by one."""
+    clone = model.clone()
+
+    def wrapper(executor: Any, inner: Any, conds: Any, *arguments: Any) -> Any:
+        return executor(inner, [[change(cond) for cond in group] for group in conds], *arguments)
+
+    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "stranger", wrapper)
+    return clone
+
+
+def with_text(cond: dict[str, Any], text: Tensor) -> dict[str, Any]:
+    return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": comfy.conds.CONDCrossAttn(text)}}
+
+
+# --------------------------------------------------------------------------------------------------- exchanged texts
+
+@pytest.mark.parametrize("technique", NODES)
+def test_a_wrapper_that_clones_the_text(model: Any, technique: str) -> None:
+    """Before or after ours."""
+    expected = written_out(technique, model)
+
+    def clone_text(cond: dict[str, Any]) -> dict[str, Any]:
+        return with_text(cond, cond["model_conds"]["c_crossattn"].cond.clone())
+
+    patched, positive = mark(technique, around_conds(model, clone_text))
+    close(run(patched, positive), expected)
+    patched, positive = mark(technique, model)
+    close(run(around_conds(patched, clone_text), positive), expected)
+    assert differ(expected, run(model, TEXT))
+
+
+@pytest.mark.parametrize("technique", NODES)
+def test_a_node_that_noises_the_text_at_every_step(model: Any, technique: str) -> None:
+    noise = 0.3 * torch.randn(1, 77, 16, generator=torch.Generator().manual_seed(9))
+
+    def noise_texts(arguments: dict[str, Any]) -> Any:
+        conds = [[with_text(cond, cond["model_conds"]["c_crossattn"].cond + noise) for cond in group]
+                 for group in arguments["conds"]]
+        return comfy.samplers.calc_cond_batch(
+            arguments["model"], conds, arguments["input"], arguments["sigma"], arguments["model_options"])
+
+    patched, positive = mark(technique, model)
+    patched.set_model_sampler_calc_cond_batch_function(noise_texts)
+    noisy, other = ([[text[0][0] + noise, text[0][1]]] for text in (TEXT, NEGATIVE))
+    close(run(patched, positive), written_out(technique, model, noisy, negative=other))
+
+
+@pytest.mark.parametrize("technique", NODES)
+@pytest.mark.parametrize("stripped", [False, True])
+def test_a_model_that_reads_no_marks(model: Any, technique: str, stripped: bool) -> None:
+    """The output was not wired, or another node drops what it holds; a later model of it serves all prompts."""
+    patched, positive = mark(technique, model)
+    bare = patched.clone()
+    for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
+        bare.wrappers.pop(kind, None)
+    node = NODES[technique]
+    for prompts in ((positive, NEGATIVE), (TEXT, positive)):
+        with pytest.raises(ValueError, match=f"^{node} expected its prompt to be sampled with its MODEL output, got a "
+                                             f"model that does not read it; connect the MODEL output of {node} to"):
+            run(bare if stripped else model, *prompts)
+    assert torch.equal(run(model, TEXT), run(bare, TEXT))
+
+
+@pytest.mark.parametrize("technique", NODES)
+def test_a_zeroed_prompt_needs_no_patched_model(model: Any, technique: str) -> None:
+    patched, marked = mark(technique, model)
+    zeroed, silent = (core.ConditioningZeroOut().zero_out(part)[0] for part in (marked, TEXT))
+    expected = run(model, OTHER, silent)
+    assert torch.equal(run(model, OTHER, zeroed), expected)
+    assert torch.equal(run(patched, OTHER, zeroed), expected)
+    both = core.ConditioningCombine().combine(marked, zeroed)[0]
+    with pytest.raises(ValueError, match="connect the MODEL output"):
+        run(model, both)
+
+
+@pytest.mark.parametrize("technique", NODES)
+def test_marks_leave_the_batching_and_the_callers_conds_alone(model: Any, technique: str) -> None:
+    counted, calls = tiny.count_evaluations(model)
+    patched, positive = mark(technique, counted)
+    before = copy.copy(positive[0][1]), dict(positive[0][1]["model_conds"])
+    guider = tiny.cfg_guider(patched, positive, NEGATIVE)
+    seen: list[Any] = []
+
+    def watch(arguments: dict[str, Any]) -> Tensor:
+        seen.append([dict(cond["model_conds"]) for cond in (*arguments["cond"], *arguments["uncond"])])
+        return arguments["denoised"]
+
+    guider.model_options["sampler_post_cfg_function"] = [watch]
+    run(patched, positive, guider=guider)
+    assert calls == [2, 2] and len(seen) == 2
+    assert (positive[0][1], dict(positive[0][1]["model_conds"])) == before
+    assert all(len(shown[0]) == len(shown[1]) + 1 for shown in seen), "the guider's own conds keep the mark"
+
+
+# --------------------------------------------------------------------------------------------------- rows
+
+@pytest.mark.parametrize("technique", NODES)
+def test_a_mark_that_finds_no_row(model: Any, technique: str) -> None:
+    """A node that gives prompts other ids inside ours; one that skips the model is let alone, as is a time range."""
+    patched, positive = mark(technique, model)
+    with pytest.raises(ValueError, match=f"^{NODES[technique]} expected the model to read its prompt at this step, got "
+                                         "calls without it; remove the node that regroups"):
+        run(around_conds(patched, lambda cond: {**cond, "uuid": uuid.uuid4()}), positive)
+    cached = patched.clone()
+    cached.add_wrapper_with_key(
+        WrappersMP.CALC_COND_BATCH, "cache", lambda executor, inner, conds, x, *rest: [x * 0.5 for _ in conds])
+    assert run(cached, positive).isfinite().all()
+    ranged = core.ConditioningSetTimestepRange().set_range(positive, 0.0, 0.4)[0]
+    assert run(patched, core.ConditioningCombine().combine(ranged, THIRD)[0], steps=4).isfinite().all()
+
+
+def tile(model: Any, at_once: int) -> Any:
+    """Two overlapping tiles, blended; with two at once their rows come tile by tile: [c, u, c, u]."""
+    clone = model.clone()
+    bounds = [(0, 5), (3, 8)]
+
+    def wrapper(apply: Any, arguments: dict[str, Any]) -> Tensor:
+        x, t, c = arguments["input"], arguments["timestep"], arguments["c"]
+        total, count = torch.zeros_like(x), torch.zeros_like(x)
+        for start in range(0, len(bounds), at_once):
+            group = bounds[start:start + at_once]
+            parts = torch.cat([x[:, :, top:bottom] for top, bottom in group])
+            own = {key: value.repeat(len(group), 1, 1) if key == "c_crossattn" else value for key, value in c.items()}
+            for (top, bottom), part in zip(group, apply(parts, t.repeat(len(group)), **own).chunk(len(group))):
+                total[:, :, top:bottom] += part
+                count[:, :, top:bottom] += 1
+        return total / count
+
+    clone.set_model_unet_function_wrapper(wrapper)
+    return clone
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tiles_one_at_a_time_are_scaled(model: Any, batch: int) -> None:
+    patched, positive = mark("scale", model)
+    expected = run(explicit(tile(model, 1), TEXT[0][0], factors(-1.5)), TEXT, batch=batch)
+    close(run(tile(patched, 1), positive, batch=batch), expected)
+    assert differ(expected, run(tile(model, 1), TEXT, batch=batch))
+
+
+@pytest.mark.parametrize("technique", NODES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tiles_together_are_refused(model: Any, technique: str, batch: int) -> None:
+    patched, positive = mark(technique, model)
+    with pytest.raises(ValueError, match=rf"^{NODES[technique]} expected a model call of 2 prompt\(s\) x {batch} image"
+                                         rf"\(s\), got {4 * batch} row\(s\); set a tile batch size of 1"):
+        run(tile(patched, 2), positive, batch=batch)
+
+
+PARTS = "^Cross-Attention Merge expected the model to see 6 x 8 latent pixels at once, got 6 x 5; remove the node that"
+
+
+def test_tiles_are_refused_by_the_merge(model: Any) -> None:
+    patched, positive = mark("merge", model)
+    with pytest.raises(ValueError, match=PARTS):
+        run(tile(patched, 1), positive)
+
+
+def slide(model: Any) -> Any:
+    """The whole and a window of the picture in turn, as sliding window guidance reads it."""
+    clone = model.clone()
+
+    def windowed(executor: Any, inner: Any, conds: Any, x: Tensor, *rest: Any) -> Any:
+        whole = executor(inner, conds, x, *rest)
+        part = executor(inner, conds, x[:, :, 2:7], *rest)
+        for out, inside in zip(whole, part):
+            out[:, :, 2:7] = 0.5 * (out[:, :, 2:7] + inside)
+        return whole
+
+    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "slide", windowed)
+    return clone
+
+
+def test_windows_of_the_picture(model: Any) -> None:
+    patched, positive = mark("scale", slide(model))
+    close(run(patched, positive), run(explicit(slide(model), TEXT[0][0], factors(-1.5)), TEXT))
+    patched, positive = mark("merge", slide(model))
+    with pytest.raises(ValueError, match=PARTS):
+        run(patched, positive)
+
+
+def in_windows(model: Any, dim: int) -> Any:
+    return ContextWindowsManualNode.execute(
+        model, 3, 1, "standard_static", 1, False, "pyramid", dim, False, "", False).result[0]
+
+
+@pytest.mark.parametrize("values", [(-1.5,), (-2.0, 0.0, 0.5, 2.0, 3.0)])
+def test_context_windows_over_images(model: Any, values: tuple[float, ...]) -> None:
+    """Each image keeps its own value in every window that shows it."""
+    patched, positive = mark("scale", in_windows(model, 0), values=values)
+    ours = run(patched, positive, batch=5)
+    reference = in_windows(model, 0).clone()
+
+    def scale(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        window, share = options["context_window"], len(value) // len(options["cond_or_uncond"])
+        first = [window.index_list[0] - 1] if share > len(window.index_list) else []
+        value = value.clone()
+        for chunk, index in enumerate(options["cond_or_uncond"]):
+            if index == 0:
+                own = factors(*values)
+                shown = own if len(own) == 1 else own[[*first, *window.index_list]]
+                value[chunk * share:(chunk + 1) * share] *= shown.unsqueeze(-1)
+        return n, context, value
+
+    reference.set_model_attn2_patch(scale)
+    expected = run(reference, TEXT, batch=5)
+    close(ours, expected)
+    assert differ(expected, run(in_windows(model, 0), TEXT, batch=5))
+    with pytest.raises(ValueError, match="got 2 values for a phrase and 5 images"):
+        run(patched, mark("scale", model, values=(1.0, 2.0))[1], batch=5)
+
+
+def test_context_windows_and_the_merge(model: Any) -> None:
+    """Over images: also with a text for each image in a style; over rows of the picture: refused."""
+    many = [[torch.cat([tiny.conditioning(seed)[0][0] for seed in range(20, 25)]), {}]]
+    for other in (OTHER, many):
+        patched, positive = merge(in_windows(model, 0), MASKS, TEXT, other)
+        ours = run(patched, positive, batch=5, steps=1)
+        singles = [run(*merge(model, MASKS, TEXT, [[other[0][0][i:i + 1] if len(other[0][0]) > 1 else other[0][0], {}]]),
+                       batch=5, steps=1)[i:i + 1] for i in range(5)]
+        close(ours, torch.cat(singles))  # images do not see one another here
+    patched, positive = mark("merge", in_windows(model, 2))
+    with pytest.raises(ValueError, match="^Cross-Attention Merge expected the model to see 6 x 8 latent pixels at once"):
+        run(patched, positive)
+    patched, positive = mark("scale", in_windows(model, 2))
+    close(run(patched, positive), run(explicit(in_windows(model, 2), TEXT[0][0], factors(-1.5)), TEXT))
+
+
+# --------------------------------------------------------------------------------------------------- other texts
+
+def doubled(seed: int) -> Any:
+    """As NegPip encodes: of every token one for the keys, and one for the values, which may be negated."""
+    text = tiny.conditioning(seed)[0][0]
+    signs = torch.ones(1, 77, 1)
+    signs[:, 4:9] = -1.0
+    return [[torch.stack([text, text * signs], dim=2).flatten(1, 2), {}]]
+
+
+def read_doubled(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    return n, context[:, 0::2], value[:, 1::2]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_doubled_texts_of_every_style(model: Any, before: bool, batch: int) -> None:
+    """Against the mean of the styles' attentions, each read by the pack's own patch in a plain run of one layer."""
+    masks = torch.stack([torch.zeros(24, 20), torch.ones(24, 20)])
+    paired = model.clone()
+    paired.set_model_attn2_patch(read_doubled)
+    texts, negative = [doubled(1), doubled(3)], doubled(2)
+    merged, positive = merge(paired if before else model, masks, *texts)
+    if not before:
+        merged.set_model_attn2_patch(read_doubled)
+    ours = run(merged, positive, negative, batch)
+    close(ours, run(paired, texts[1], negative, batch))  # the second style alone
+    assert differ(ours, run(paired, texts[0], negative, batch))
+    half, whole = merge(paired, MASKS, texts[0], texts[0])
+    close(run(half, whole, negative, batch), run(paired, texts[0], negative, batch))
+
+
+def couple(region: Any, on: Any = None) -> tuple[Any, Any]:
+    """Two patches that read a region's text beside the prompt's, half and half, in the positive's rows."""
+    text, rows = region[0][0], []
+
+    def lay(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        share = len(n) // len(options["cond_or_uncond"])
+        rows[:] = [len(n)]
+        own = text.expand(share, -1, -1) * 1.5
+        return torch.cat([n, n[:share]]), torch.cat([context, own]), torch.cat([value, own])
+
+    def blend(out: Tensor, options: dict[str, Any]) -> Tensor:
+        out, other = out[:rows[0]].clone(), out[rows[0]:]
+        out[:len(other)] = 0.5 * (out[:len(other)] + other)
+        return out
+
+    return lay, blend
+
+
+def coupled(model: Any, region: Any) -> Any:
+    clone = model.clone()
+    lay, blend = couple(region)
+    clone.set_model_attn2_patch(lay)
+    clone.set_model_attn2_output_patch(blend)
+    return clone
+
+
+@pytest.mark.parametrize("technique", NODES)
+def test_a_marked_prompt_as_a_region_of_a_couple(model: Any, technique: str) -> None:
+    """There only its text is left; the scaled prompt may be the base, or a plain one the region."""
+    patched, marked = mark(technique, model)
+    with pytest.raises(ValueError, match=f"^{NODES[technique]} expected its prompt as a prompt of the sampler, got it as "
+                                         "a region of a node that couples prompts inside attention"):
+        run(coupled(patched, marked), THIRD)
+    assert torch.equal(run(coupled(patched, OTHER), THIRD), run(coupled(model, OTHER), THIRD))
+    if technique == "scale":
+        close(run(coupled(patched, THIRD), marked), run(coupled(explicit(model, TEXT[0][0], factors(-1.5)), THIRD), TEXT))
+    else:
+        with pytest.raises(ValueError, match="expected 2 rows of text inside the model, got 3; remove the node that"):
+            run(coupled(patched, THIRD), marked)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_couple_as_an_input_of_the_merge(model: Any, place: int) -> None:
+    hook = comfy.hooks.TransformerOptionsHook(hook_scope=comfy.hooks.EnumHookScope.HookedOnly)
+    lay, blend = couple(THIRD)
+    hook.transformers_dict = {"patches": {"attn2_patch": [lay], "attn2_output_patch": [blend]}}
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    prompts = [TEXT, OTHER]
+    prompts[place] = comfy.hooks.set_hooks_for_conditioning(prompts[place], hooks=group)
+    with pytest.raises(ValueError, match=f"^Cross-Attention Merge expected a plain prompt at conditioning_{place}, got "
+                                         "one whose regions another node couples inside attention; connect the prompts"):
+        merge(model, MASKS, *prompts)
+
+
+def test_merge_where_transformers_read_text_twice() -> None:
+    family = PECULIAR["upscaler"]
+    model = family.model()
+    texts = [family.conditioning(seed, 11) for seed in (1, 3)]
+    merged, positive = merge(model, MASKS, *texts)
+    ours = run(merged, positive, family.conditioning(2, 11))
+    with merge_explicitly(model, Expected(texts_of(*texts), MASKS)):
+        close(ours, run(model, texts[0], family.conditioning(2, 11)))
+    assert differ(ours, run(model, texts[0], family.conditioning(2, 11)))
