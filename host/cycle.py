@@ -2,19 +2,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
+import comfy.utils
 import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from tqdm.auto import tqdm
 
-from ..samplers.cycle import Level, check_levels, check_settings, sample_cycle
-from .segments import Forward
+from ..samplers.cycle import Level, check_falling, check_levels, check_settings, sample_cycle
+from .coverage import check_coverage
+from .rewind import Rewind
 
+LARGEST_SEED = 2 ** 64 - 1
 # What a guider prepares for its own conds only: loaded networks and patched weights.
 UNPREPARED = {"control": "a ControlNet", "hooks": "hooks", "gligen": "GLIGEN", "additional_models": "extra models"}
 
@@ -28,28 +34,13 @@ class SourcePrompt:
     cfg: float
 
 
-class SourceReader(Forward):
-    """A guider that predicts with the source prompt on the target guider's model, as the host's CFGGuider does.
-
-    Guidance and the model's own pre- and post-CFG functions act here as on the target, so that the same prompts and
-    CFG on both sides cancel.
-    """
-
-    def __init__(self, guider: Any, conds: dict[str, Any], cfg: float):
-        super().__init__(guider, _conds=conds, _cfg=cfg)
-
-    def __call__(
-        self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any], seed: int | None = None,
-    ) -> torch.Tensor:
-        own = self.__dict__
-        return comfy.samplers.sampling_function(
-            own["_target"].inner_model, x, sigma, own["_conds"].get("negative"), own["_conds"]["positive"],
-            own["_cfg"], model_options=model_options, seed=seed)
-
-
 def check_source(source: SourcePrompt) -> None:
     """Raises ValueError if the prompt cannot be read on another guider's model."""
-    if not math.isclose(source.cfg, 1.0) and source.negative is None:
+    if not source.conditioning:
+        raise ValueError(
+            "The Cycle Sampler expects a source prompt, got an empty conditioning; connect for instance CLIP Text "
+            "Encode to it.")
+    if not math.isclose(source.cfg, 1.0) and not source.negative:
         raise ValueError(
             f"source_cfg {source.cfg:g} expects a negative prompt, got none; connect negative or set source_cfg to 1."
         )
@@ -64,7 +55,8 @@ def check_source(source: SourcePrompt) -> None:
 
 
 def check_run(sigmas: torch.Tensor, skip: int, noise: torch.Tensor, picture: torch.Tensor | None) -> None:
-    """Raises ValueError if there are no steps, no picture or no noise to start from."""
+    """Raises ValueError if there are no steps downward, no picture or no noise to start from."""
+    check_falling(sigmas.tolist(), "The Cycle Sampler")
     steps = len(sigmas) - 1
     if skip >= steps:
         raise ValueError(
@@ -96,15 +88,35 @@ def part_shapes(guider: Any, latent: torch.Tensor) -> list[Any]:
     return [latent.shape]
 
 
-def read_source(model: Any, source: SourcePrompt, extra_args: dict[str, Any]) -> SourceReader:
-    """The source prompt, made ready on the guider's model as the guider does with its own."""
+def prepare_source(model: Any, source: SourcePrompt, sigmas: torch.Tensor, extra_args: dict[str, Any],
+                   ) -> comfy.samplers.CFGGuider:
+    """The host's own guider for the source prompt, made ready on the target guider's loaded model as that one is.
+
+    Guidance and the functions of other nodes act here as on the target, so that the same prompts and CFG on both sides
+    cancel.
+
+    Raises:
+        ValueError: if the prompt leaves something of the picture unread.
+    """
     guider, latent = model.inner_model, model.latent_image
     prompts = {"positive": source.conditioning, "negative": source.negative}
-    conds = {name: comfy.sampler_helpers.convert_cond(prompt) for name, prompt in prompts.items() if prompt is not None}
+    conds = {name: comfy.sampler_helpers.convert_cond(prompt) for name, prompt in prompts.items() if prompt}
     conds = comfy.samplers.process_conds(
         guider.inner_model, model.noise, conds, latent.device, latent, extra_args["denoise_mask"],
         extra_args.get("seed"), part_shapes(guider, latent))
-    return SourceReader(guider, conds, source.cfg)
+    check_coverage(conds["positive"], latent, sigmas[:-1], "The source prompt of the Cycle Sampler")
+    if not math.isclose(source.cfg, 1.0):
+        check_coverage(conds["negative"], latent, sigmas[:-1], "The negative prompt of the Cycle Sampler")
+    reader = comfy.samplers.CFGGuider(guider.model_patcher)
+    reader.model_options, reader.inner_model, reader.conds = guider.model_options, guider.inner_model, conds
+    reader.set_cfg(source.cfg)
+    return reader
+
+
+def make_noise_source(x: torch.Tensor, seed: int | None) -> Callable[[Any, Any], torch.Tensor]:
+    """The host's noise for steps; on the CPU it adds 1 to the seed, which the largest one has no room for."""
+    seed = seed or 0
+    return default_noise_sampler(x, seed=-1 if x.device.type == "cpu" and seed == LARGEST_SEED else seed)
 
 
 @torch.no_grad()
@@ -112,24 +124,44 @@ def sample_cycle_k(
     model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, disable: bool,
     source: SourcePrompt, eta: float,
 ) -> torch.Tensor:
-    """CycleDiffusion in k-diffusion's grammar; `model` is the host's KSamplerX0Inpaint, which holds the picture."""
+    """CycleDiffusion in k-diffusion's grammar; `model` is the host's KSamplerX0Inpaint, which holds the picture.
+
+    What other nodes remember between calls, and the global generator that some of them draw from, start anew for the
+    target. Each reading has a progress bar of its own; the target's is the sampling node's.
+    """
     levels = noise_levels(model.inner_model.inner_model.model_sampling, sigmas)
     check_levels(levels)
-    reader = comfy.samplers.KSamplerX0Inpaint(read_source(model, source, extra_args), sigmas)
+    reader = comfy.samplers.KSamplerX0Inpaint(prepare_source(model, source, sigmas, extra_args), sigmas)
     reader.noise, reader.latent_image = model.noise, model.latent_image  # outside a noise mask both return the picture
-    fresh = default_noise_sampler(x, seed=extra_args.get("seed") or 0)
-    batch = x.new_ones([x.shape[0]])
+    fresh, batch = make_noise_source(x, extra_args.get("seed")), x.new_ones([x.shape[0]])
+    memory = Rewind(extra_args["model_options"], model.inner_model.model_options)
+    progress = comfy.utils.ProgressBar(len(sigmas) - 1)
 
-    with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+    with ExitStack() as chance, tqdm(total=2 * (len(sigmas) - 1), disable=disable) as bar:
+        chance.enter_context(torch.random.fork_rng([x.device] if x.device.type == "cuda" else []))
+
+        def read(state: torch.Tensor, i: int) -> torch.Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            denoised = reader(state, sigmas[i] * batch, **extra_args)
+            progress.update(1)
+            bar.update()
+            return denoised
+
+        def start_anew() -> None:
+            memory.put_back()
+            chance.close()
+
         def report(i: int, denoised: torch.Tensor, state: torch.Tensor) -> None:
             if callback is not None:
                 callback({"x": state, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
             bar.update()
 
-        return sample_cycle(
-            lambda state, i: model(state, sigmas[i] * batch, **extra_args),
-            lambda state, i: reader(state, sigmas[i] * batch, **extra_args),
-            x, model.latent_image, levels, eta, lambda i: fresh(sigmas[i], sigmas[i + 1]), report)
+        try:
+            return sample_cycle(
+                lambda state, i: model(state, sigmas[i] * batch, **extra_args), read, x, model.latent_image, levels, eta,
+                lambda i: fresh(sigmas[i], sigmas[i + 1]), report, start_anew)
+        finally:
+            memory.hand_back()
 
 
 class CycleSampler(comfy.samplers.KSAMPLER):
@@ -142,12 +174,12 @@ class CycleSampler(comfy.samplers.KSAMPLER):
         skip: sigmas dropped from the start of the schedule.
 
     Raises:
-        ValueError: on settings out of range or a prompt with ControlNet or hooks; when sampling, on an empty latent,
-            no noise, or no steps left.
+        ValueError: on settings out of range, an empty prompt or one with ControlNet or hooks; when sampling, on an
+            empty latent, no noise, no steps left, sigmas that rise, or a prompt that leaves something unread.
     """
 
     def __init__(self, conditioning: Any, source_cfg: float, eta: float, skip: int, negative: Any = None):
-        check_settings(eta, skip)
+        check_settings(eta, skip, source_cfg)
         source = SourcePrompt(conditioning, negative, source_cfg)
         check_source(source)
         super().__init__(sample_cycle_k, {"source": source, "eta": eta})

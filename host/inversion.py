@@ -14,15 +14,24 @@ from ..samplers.inversion import (
     blend_embeddings,
     check_grid,
     check_levels,
+    check_path,
+    check_settings,
+    check_weights,
+    describe_path,
     find_span,
+    is_near,
+    reading_index,
     repeat_to,
     sample_inversion,
     solve_noise,
 )
+from ..samplers.wording import legible
+from .coverage import check_coverage
 from .cycle import noise_levels
 from .layout import Latent, describe_size, full_sigmas, output_latent, run_guider
+from .rewind import Rewind
 
-SAME_LEVEL = 1e-4  # relative
+LARGEST_INDEX = 2 ** 20  # the host counts up to every number in a batch_index, drawing noise
 
 
 def format_name(model: Any) -> str:
@@ -35,6 +44,12 @@ def start_level(sampling: Any, sigma: torch.Tensor) -> Level:
     none, unit, sigma = torch.zeros(1).double(), torch.ones(1).double(), sigma.cpu().double()
     full = float(sigma) >= float(sampling.sigma_max) * (1 - 1e-5)
     return Level(*(float(sampling.noise_scaling(sigma, *parts, full)) for parts in ((none, unit), (unit, none))))
+
+
+def is_sane_index(index: Any, batch: int) -> bool:
+    """Whether a LATENT's batch_index numbers its pictures in a way that the host can work off."""
+    return isinstance(index, list | tuple) and len(index) == batch and all(
+        isinstance(item, int) and 0 <= item < LARGEST_INDEX for item in index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +84,13 @@ class Trajectory:
             raise ValueError(
                 f"The trajectory expects one state for each of its {len(self.sigmas)} sigmas, of its picture's size, "
                 f"got {tuple(self.states.shape)}; invert the picture again.")
-        if not all(bool(part.isfinite().all()) for part in (self.states, self.end)):
+        check_path(self.sigmas.tolist(), self.levels, self.start)
+        index = self.latent.get("batch_index")
+        if index is not None and not is_sane_index(index, shape[0]):
+            raise ValueError(
+                f"The trajectory expects a batch_index of one number from 0 to {LARGEST_INDEX - 1} for each of its "
+                f"{shape[0]} image(s), got another; invert the picture again.")
+        if not all(bool(part.isfinite().all()) for part in (self.states, self.end, self.latent["samples"])):
             raise ValueError(
                 "The trajectory expects finite states, got numbers beyond all bounds; lower alpha and beta of the "
                 "prompt, or load the model at a higher precision, and invert again.")
@@ -98,11 +119,13 @@ class Trajectory:
         if own.shape[2:] != shape[2:]:
             raise ValueError(
                 f"The trajectory expects latents of its size {describe_size(own)}, got "
-                f"{'x'.join(str(side) for side in reversed(shape[2:]))}; connect the latent of Start from Trajectory.")
+                f"{'x'.join(str(side) for side in reversed(shape[2:]))}; sample the latent of Start from Trajectory as "
+                f"it is, with nothing between that resizes it, or invert the picture at the new size.")
         if own.shape[0] not in (1, shape[0]):
             raise ValueError(
-                f"The trajectory expects a batch of {own.shape[0]} like its own, got {shape[0]}; connect the latent "
-                f"of Start from Trajectory, or invert one picture for all.")
+                f"The trajectory expects a batch of {own.shape[0]} like its own, got {shape[0]}; sample the latent of "
+                f"Start from Trajectory as it is, with nothing between that repeats or splits it, or invert one "
+                f"picture for all.")
 
     def check_model(self, model: Any) -> None:
         """Raises ValueError if a MODEL has another latent format or other noise levels."""
@@ -110,13 +133,13 @@ class Trajectory:
             raise ValueError(
                 f"The trajectory expects a model of the latent format {self.latent_format}, got "
                 f"{format_name(model)}; use source and target models of one family.")
-        sampling = model.get_model_object("model_sampling")
-        own, its = (torch.tensor([[level.signal, level.noise] for level in levels])
-                    for levels in (self.levels, noise_levels(sampling, self.sigmas)))
-        if not torch.allclose(own, its, rtol=SAME_LEVEL, atol=SAME_LEVEL):
+        its = noise_levels(model.get_model_object("model_sampling"), self.sigmas)
+        if not all(is_near(a.signal, b.signal) and is_near(a.noise, b.noise) for a, b in zip(self.levels, its)):
+            kinds = describe_path(self.levels), describe_path(its)
             raise ValueError(
-                "The trajectory expects a model that mixes picture and noise as its own did, got another kind; use a "
-                "flow model with trajectories of flow models, and eps or v models with those of eps or v models.")
+                f"The trajectory is of {kinds[0]}, got {kinds[1]} to sample with"
+                f"{'' if kinds[0] != kinds[1] else ' that scales its noise otherwise'}; eps and v models go with one "
+                f"another, flow models with flow models: invert the picture with a model of this one's kind.")
 
 
 @torch.no_grad()
@@ -125,9 +148,20 @@ def sample_inversion_k(
     levels: list[Level], rule: str, keep: Any,
 ) -> torch.Tensor:
     """An inversion in k-diffusion's grammar. It is handed a falling grid, as all that runs beside it expects one, and
-    walks it upward; x, the host's start state, is not used."""
-    picture, rising = model.latent_image, sigmas.flip(0)
+    walks it upward; x, the host's start state, is not used.
+
+    What other nodes remember between calls is of no use on the way up: every reading is the first of a run to them.
+    """
+    picture, rising, guider = model.latent_image, sigmas.flip(0), model.inner_model
+    read = sorted({reading_index(i, rule) for i in range(len(sigmas) - 1)})
+    check_coverage(guider.conds["positive"], picture, rising[read], "The conditioning of DDIM Inversion")
     batch = x.new_ones([x.shape[0]])
+    memory = Rewind(extra_args["model_options"], guider.model_options)
+
+    def predict(state: torch.Tensor, i: int) -> torch.Tensor:
+        memory.put_back()
+        return model(state, rising[i] * batch, **extra_args)
+
     keep(picture.cpu())
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
         def report(i: int, denoised: torch.Tensor, state: torch.Tensor) -> None:
@@ -137,12 +171,14 @@ def sample_inversion_k(
                 callback({"x": state, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
             bar.update()
 
-        end = sample_inversion(
-            lambda state, i: model(state, rising[i] * batch, **extra_args), picture, rising.tolist(), levels, rule,
-            report)
+        try:
+            end = sample_inversion(predict, picture, rising.tolist(), levels, rule, report)
+        finally:
+            memory.put_back()
+            memory.hand_back()
     if levels[-1].signal == 0:
         return end  # pure noise: there is nothing that the host's scaling could be undone for
-    return model.inner_model.inner_model.model_sampling.inverse_noise_scaling(sigmas[0], end)
+    return guider.inner_model.model_sampling.inverse_noise_scaling(sigmas[0], end)
 
 
 def read_picture(model: Any, latent: Latent) -> Latent:
@@ -165,11 +201,23 @@ def read_picture(model: Any, latent: Latent) -> Latent:
         raise ValueError(
             f"DDIM Inversion expects the model's latent format with {channels} channels, got {samples.shape[1]} "
             f"channels; encode the picture with this model's own VAE.")
-    return output_latent(latent, samples)
+    if not bool(samples.isfinite().all()):
+        raise ValueError(
+            "DDIM Inversion expects the latent of a picture, got one with values that are no numbers (NaN or "
+            "infinite); encode the picture anew, with the VAE at a higher precision.")
+    picture = output_latent(latent, samples)
+    if not is_sane_index(picture.get("batch_index"), len(samples)):
+        picture.pop("batch_index", None)  # numbers that are not of these pictures
+    return picture
 
 
-def check_hooks(conditioning: Any) -> None:
-    """Raises ValueError on hooks with a schedule: the host walks one forward only, and so would stand at its end."""
+def check_prompt(conditioning: Any) -> None:
+    """Raises ValueError on an empty prompt, and on hooks with a schedule: the host walks one forward only, and so would
+    stand at its end."""
+    if not conditioning:
+        raise ValueError(
+            "DDIM Inversion expects a prompt to read the picture with, got an empty conditioning; connect for instance "
+            "CLIP Text Encode, with or without words.")
     for _, options in conditioning:
         for hook in getattr(options.get("hooks"), "hooks", []):
             count = len(hook.hook_keyframe.keyframes)
@@ -179,29 +227,41 @@ def check_hooks(conditioning: Any) -> None:
                     f"Hook Keyframes from its prompt.")
 
 
+def check_scheduler(name: str) -> None:
+    """Raises ValueError for a name that the host would exchange for another."""
+    if name not in comfy.samplers.KSampler.SCHEDULERS:
+        raise ValueError(
+            f"scheduler expects one of the host's, got {legible(name)}; choose one from the list, for instance "
+            f"ddim_uniform.")
+
+
 def invert_latent(model: Any, conditioning: Any, latent: Latent, steps: int, scheduler: str, rule: str) -> Trajectory:
     """DDIM Inversion: one conditional evaluation a step, without guidance.
 
     A noise mask takes no part in it and stays with the trajectory's LATENT.
 
     Raises:
-        ValueError: if there is no picture of this model's format, no schedule down to 0, or a hook with keyframes.
+        ValueError: if there is no picture of this model's format, no schedule down to 0, no prompt or one that leaves
+            part of the picture unread, or a hook with keyframes.
     """
-    check_hooks(conditioning)
+    check_settings(steps, rule)
+    check_scheduler(scheduler)
+    check_prompt(conditioning)
     picture = read_picture(model, latent)
     sigmas = full_sigmas(model, "ddim", scheduler, steps)
     rising, sampling = sigmas.flip(0).cpu(), model.get_model_object("model_sampling")
     check_grid(rising.tolist())
     levels = noise_levels(sampling, rising)
     check_levels(levels)
+    start = start_level(sampling, rising[-1])
+    check_path(rising.tolist(), levels, start)
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": conditioning})
     states: list[torch.Tensor] = []
     sampler = comfy.samplers.KSAMPLER(sample_inversion_k, {"levels": levels, "rule": rule, "keep": states.append})
     unmasked = {"samples": picture["samples"].float()}  # older hosts sample in the latent's own type
     end, _ = run_guider(guider, sampler, sigmas, unmasked, torch.zeros_like(unmasked["samples"]), 0)
-    return Trajectory(rising, torch.stack(states), picture, end, format_name(model), tuple(levels),
-                      start_level(sampling, rising[-1]))
+    return Trajectory(rising, torch.stack(states), picture, end, format_name(model), tuple(levels), start)
 
 
 def end_latent(trajectory: Trajectory) -> Latent:
@@ -228,7 +288,8 @@ class StartNoise:
         if not torch.equal(samples.to(picture), picture.expand(samples.shape)):
             raise ValueError(
                 "The noise of Start from Trajectory expects the trajectory's own picture as latent_image, got "
-                "another latent; connect the latent of Start from Trajectory.")
+                "another latent; connect the latent output of the same node, with nothing between that changes the "
+                "picture, or RandomNoise for another one.")
         states = self.trajectory.states
         return solve_noise(states[-1], states[0], self.level).expand(samples.shape).clone()
 
@@ -242,8 +303,13 @@ def blend_prompts(positive: list[Any], negative: list[Any], alpha: float, beta: 
     """alpha E(positive) - beta E(negative) as CONDITIONING, pooled vectors likewise; all else is the positive's.
 
     Raises:
-        ValueError: if the negative has neither one entry nor as many as the positive, or they do not fit together.
+        ValueError: if a weight is no number, the positive is empty, the negative has neither one entry nor as many as
+            the positive, or they do not fit together.
     """
+    check_weights(alpha, beta)
+    if not positive:
+        raise ValueError(
+            "positive expects a prompt, got an empty conditioning; connect for instance CLIP Text Encode to it.")
     if len(negative) not in (1, len(positive)):
         raise ValueError(
             f"Blend Prompts expects one negative entry or as many as the positive has, {len(positive)}, got "
@@ -255,5 +321,9 @@ def blend_prompts(positive: list[Any], negative: list[Any], alpha: float, beta: 
             own["pooled_output"] = blend_embeddings(own["pooled_output"], others.get("pooled_output"), alpha, beta)
         if own.get("attention_mask") is not None:
             own["attention_mask"] = repeat_to(own["attention_mask"], result.shape[1], -1)
+        if not all(bool(part.isfinite().all()) for part in (result, own.get("pooled_output")) if part is not None):
+            raise ValueError(
+                "Blend Prompts expects weights that keep the prompt finite, got numbers beyond all bounds; lower alpha "
+                "and beta.")
         blended.append([result, own])
     return blended

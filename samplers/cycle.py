@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+LARGEST_CFG = 100.0
+
 
 @dataclass(frozen=True)
 class Level:
@@ -64,6 +66,20 @@ def correct_denoised(x0: torch.Tensor, target: torch.Tensor, source: torch.Tenso
     return x0 + (target - source)
 
 
+def read_source(
+    source: Callable[[torch.Tensor, int], torch.Tensor], x: torch.Tensor, x0: torch.Tensor, steps: Sequence[Step],
+    draw: Callable[[int], torch.Tensor],
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """The picture's own path: the clean estimate and the fresh noise (None where it takes none) of every step."""
+    read = []
+    for i, step in enumerate(steps):
+        denoised = source(x, i).to(x)
+        z = draw(i) if step.fresh > 0 else None
+        read.append((denoised, z))
+        x = take_step(x0, x, z, step)
+    return read
+
+
 def sample_cycle(
     target: Callable[[torch.Tensor, int], torch.Tensor],
     source: Callable[[torch.Tensor, int], torch.Tensor],
@@ -73,8 +89,12 @@ def sample_cycle(
     eta: float,
     draw: Callable[[int], torch.Tensor],
     report: Callable[[int, torch.Tensor, torch.Tensor], None],
+    between: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """Restyle x0 along a falling grid of noise levels.
+
+    The source's path needs nothing of the target's, so it is read first and whole, as the paper's encoder does: each
+    path then looks like a sampling run of its own to whatever watches the model.
 
     Args:
         target, source: `target(x, i)` is the clean estimate of state x at grid index i, [B, ...].
@@ -82,29 +102,46 @@ def sample_cycle(
         levels: the grid, one more than steps; noise above 0 everywhere but at its end.
         eta: share of fresh noise, 0..1.
         draw: `draw(i)` is the unit noise of step i, [B, ...]; not called where a step takes none.
-        report: `report(i, denoised, x)` is told the corrected estimate before each step.
+        report: `report(i, denoised, x)` is told the corrected estimate before each of the target's steps.
+        between: called once the source is read.
 
     Returns:
         The target's state at the last level, [B, ...].
     """
-    src = x
-    for i in range(len(levels) - 1):
-        step = ancestral_step(levels[i], levels[i + 1], eta)
-        denoised = correct_denoised(x0, target(x, i), source(src, i))
+    steps = [ancestral_step(now, end, eta) for now, end in zip(levels, levels[1:])]
+    read = read_source(source, x, x0, steps, draw)
+    between()
+    for i, (step, (reading, z)) in enumerate(zip(steps, read)):
+        denoised = correct_denoised(x0, target(x, i).to(x), reading)
         report(i, denoised, x)
-        z = draw(i) if step.fresh > 0 else None
-        x, src = take_step(denoised, x, z, step), take_step(x0, src, z, step)
+        x = take_step(denoised, x, z, step)
     return x
 
 
-def check_settings(eta: float, skip: int) -> None:
-    """Raises ValueError if eta or skip is out of range."""
+def check_falling(sigmas: Sequence[float], node: str) -> None:
+    """Raises ValueError unless the sigmas are numbers that fall, or stay, down to 0 or above."""
+    if not all(0 <= sigma < math.inf for sigma in sigmas):
+        raise ValueError(
+            f"{node} expects a schedule of sigmas from 0 up, got one that is negative or no number; connect a "
+            f"scheduler node to the sampling node.")
+    if any(a < b for a, b in zip(sigmas, sigmas[1:])):
+        raise ValueError(
+            f"{node} expects sigmas that fall, got some that rise ({sigmas[0]:.4g} to {sigmas[-1]:.4g}); remove the "
+            f"node that flips them, or flip them back.")
+
+
+def check_settings(eta: float, skip: int, source_cfg: float = 1.0) -> None:
+    """Raises ValueError if a setting is out of range."""
+    if not 0.0 <= source_cfg <= LARGEST_CFG:
+        raise ValueError(
+            f"source_cfg expects a value between 0 and {LARGEST_CFG:g}, got {source_cfg:g}; set it to 1 to read the "
+            f"picture without guidance.")
     if not 0.0 <= eta <= 1.0:
         raise ValueError(
             f"eta expects a value between 0 (no fresh noise) and 1 (as much as DDPM), got {eta:g}; set it in that "
             f"range."
         )
-    if skip < 0:
+    if not isinstance(skip, int) or skip < 0:
         raise ValueError(f"skip expects 0 or more sigmas to drop, got {skip}; set it to 0 to use the whole schedule.")
 
 

@@ -14,8 +14,11 @@ import torch
 
 from .cycle import Level
 from .layout import SIGMA_TOLERANCE
+from .wording import legible
 
 RULES = ("ditail", "euler")
+MOST_STEPS = 10000
+SAME_LEVEL = 1e-4  # relative to the larger of a level and 1
 LONGEST_REPEAT = 16  # times the longer prompt
 
 
@@ -56,7 +59,7 @@ def sample_inversion(
     for i in range(len(sigmas) - 1):
         read = reading_index(i, rule)
         seen = x * rescale(levels[i], levels[read])
-        denoised = predict(seen, read)
+        denoised = predict(seen, read).to(x)
         x = x + (seen - denoised) * ((sigmas[i + 1] - sigmas[i]) / sigmas[read])
         report(i, denoised, x)
     return x
@@ -76,6 +79,52 @@ def check_levels(levels: Sequence[Level]) -> None:
         raise ValueError(
             "The inversion expects a model that samples from noise, got one that starts from a picture; "
             "use a text to image model.")
+
+
+def check_path(sigmas: Sequence[float], levels: Sequence[Level], start: Level) -> None:
+    """Raises ValueError unless these are levels of a path that the host's solvers can follow.
+
+    The solvers' slope (x - x0) / sigma is the path's own only where signal = 1 - k sigma and noise = c sigma: k is 0
+    for eps and v models and 1 for flow models, and c is 1 save for flow models that scale their noise. They start at the
+    last level, or where that is the first sigma of an eps or v model, with noise of sqrt(1 + sigma^2).
+    """
+    top, last = sigmas[-1], levels[-1]
+    k, c = (1.0 - last.signal) / top, last.noise / top
+    flat = abs(k) <= SAME_LEVEL
+    fits = (is_near(c, 1.0) if flat else is_near(k, 1.0) and c > 0) and all(
+        is_near(level.signal, 1.0 - k * sigma) and is_near(level.noise, c * sigma)
+        for sigma, level in zip(sigmas, levels))
+    starts = [last.noise, math.hypot(1.0, top)] if flat else [last.noise]
+    if not fits or not is_near(start.signal, last.signal) or not any(is_near(start.noise, noise) for noise in starts):
+        raise ValueError(
+            "The trajectory expects sigmas and noise levels that belong together, got some that no eps, v or flow "
+            "model has; invert the picture again.")
+
+
+def is_near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=SAME_LEVEL, abs_tol=SAME_LEVEL)
+
+
+def describe_path(levels: Sequence[Level]) -> str:
+    """A model's kind as people know it, by its levels at rising sigmas."""
+    if is_near(levels[-1].signal, 1.0):
+        return "an eps or v model (SD1.x, SD2.x, SDXL)"
+    return "a flow model (SD3, Flux, Qwen-Image, Wan)"
+
+
+def check_settings(steps: int, rule: str) -> None:
+    """Raises ValueError if steps or rule is out of range."""
+    if not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"steps expects a number from 1 to {MOST_STEPS}, got {steps}; the paper uses 50.")
+    if rule not in RULES:
+        raise ValueError(f"rule expects one of {', '.join(RULES)}, got {legible(rule)}; choose {RULES[0]}.")
+
+
+def check_weights(alpha: float, beta: float) -> None:
+    """Raises ValueError if a weight of a blend is no number."""
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} expects a number, got {value:g}; set it between -20 and 20.")
 
 
 def find_span(sigmas: Sequence[float], sigma: float) -> tuple[int, float]:

@@ -8,7 +8,8 @@ import comfy.sample
 import comfy.samplers
 import tiny
 import torch
-from mixology.host.cycle import CycleSampler
+from mixology.host.cycle import CycleSampler, noise_levels
+from mixology.samplers.cycle import ancestral_step, take_step
 
 SEED = 11
 SOURCE, TARGET, NEGATIVE = tiny.conditioning(1), tiny.conditioning(2), tiny.conditioning(3)
@@ -75,3 +76,34 @@ def printed_cycle(
         x, y = moved, after ** 0.5 * clean + straight * eps + deviation * code
     end = len(alphas) - 1
     return inner.process_latent_out(x0 + predict(target, y, end)[0] - predict(source, x, end)[0]).float()
+
+
+def two_runs(source: Any, target: Any, latent: dict[str, Any], sigmas: torch.Tensor, eta: float) -> torch.Tensor:
+    """CycleDiffusion as two sampling runs of the host under guiders on models of their own: the first follows the
+    noised picture down and notes what it reads, the second restyles. In the host's float32."""
+    read: list[torch.Tensor] = []
+
+    def follow(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any],
+               reading: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
+        levels = noise_levels(model.inner_model.inner_model.model_sampling, sigmas)
+        generator = torch.Generator().manual_seed(SEED + 1)
+        for i in range(len(sigmas) - 1):
+            step = ancestral_step(levels[i], levels[i + 1], eta)
+            denoised = reading(model(x, sigmas[i] * x.new_ones(len(x)), **extra_args), i)
+            z = torch.randn(x.shape, generator=generator) if step.fresh > 0 else None
+            x = take_step(denoised, x, z, step)
+        return x
+
+    def encode(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any], **_: Any) -> torch.Tensor:
+        def note(denoised: torch.Tensor, i: int) -> torch.Tensor:
+            read.append(denoised)
+            return model.latent_image
+
+        return follow(model, x, sigmas, extra_args, note)
+
+    def decode(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any], **_: Any) -> torch.Tensor:
+        return follow(model, x, sigmas, extra_args,
+                      lambda denoised, i: model.latent_image + (denoised - read[i]))
+
+    run(source, comfy.samplers.KSAMPLER(encode), latent, sigmas)
+    return run(target, comfy.samplers.KSAMPLER(decode), latent, sigmas)

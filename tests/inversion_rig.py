@@ -1,6 +1,7 @@
 """Inverts latents on a host's models, and the printed inversion beside it on plain readings of the host."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_sampling
@@ -31,8 +32,9 @@ def read(model: Any, prompt: Any, y: torch.Tensor, sigma: torch.Tensor) -> torch
 
 
 def printed_inversion(model: Any, prompt: Any, latent: dict[str, Any], sigmas: torch.Tensor, rule: str,
-                      ) -> list[torch.Tensor]:
-    """States at rising sigmas in the sampler's space, float64 around the host's readings.
+                      decorate: Callable[[Any], Any] = lambda model: model) -> list[torch.Tensor]:
+    """States at rising sigmas in the sampler's space, float64 around the host's readings, each of them of a model that
+    `decorate` hung another node on.
 
     As printed in VP variables for eps and v; a flow model's step is Euler's on its own path.
     """
@@ -45,7 +47,7 @@ def printed_inversion(model: Any, prompt: Any, latent: dict[str, Any], sigmas: t
     for i in range(len(s) - 1):
         at = i + 1 if rule == "ditail" else max(i, 1)
         z = y / scales[i]
-        clean = read(model, prompt, z * scales[at], sigmas[at])
+        clean = read(decorate(model), prompt, z * scales[at], sigmas[at])
         if flow:
             y = y + (s[i + 1] - s[i]) * (z * scales[at] - clean) / s[at]
         else:

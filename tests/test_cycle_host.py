@@ -279,6 +279,13 @@ def test_shapes_of_a_packed_latent_come_from_the_guiders_conds() -> None:
     ({"source_cfg": 3.0, "negative": None}, "source_cfg 3 expects a negative prompt, got none; connect negative or"),
     ({"eta": 2.0}, "eta expects a value between 0 .* got 2; set it"),
     ({"skip": -1}, "skip expects 0 or more sigmas to drop, got -1; set it"),
+    ({"skip": float("nan")}, "skip expects 0 or more sigmas to drop, got nan; set it"),
+    ({"eta": float("nan")}, "eta expects a value between 0 .* got nan; set it"),
+    ({"source_cfg": float("nan")}, "source_cfg expects a value between 0 and 100, got nan; set it to 1"),
+    ({"source_cfg": float("inf")}, "source_cfg expects a value between 0 and 100, got inf; set it to 1"),
+    ({"source_cfg": -1.0}, "source_cfg expects a value between 0 and 100, got -1; set it to 1"),
+    ({"source": []}, "expects a source prompt, got an empty conditioning; connect for instance CLIP Text Encode"),
+    ({"source_cfg": 3.0, "negative": []}, "source_cfg 3 expects a negative prompt, got none; connect negative or"),
 ])
 def test_settings_that_do_not_fit(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
@@ -298,6 +305,24 @@ def test_nothing_to_restyle_and_nothing_to_start_from(model: Any) -> None:
         run(guider, cycle(), empty, grid(model))
     with pytest.raises(ValueError, match="expects noise to start from, got none; connect RandomNoise"):
         run(guider, cycle(), tiny.latent(), grid(model), torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    (lambda sigmas: sigmas.flip(0), r"expects sigmas that fall, got some that rise \(0 to [\d.]+\); remove the node that"),
+    (lambda sigmas: sigmas * float("nan"), "sigmas from 0 up, got one that is negative or no number; connect a sched"),
+    (lambda sigmas: -sigmas, "sigmas from 0 up, got one that is negative or no number"),
+    (lambda sigmas: torch.cat([sigmas.new_tensor([torch.inf]), sigmas]), "got one that is negative or no number"),
+])
+def test_sigmas_that_do_not_fall(model: Any, change: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=f"The Cycle Sampler expects .*{text.removeprefix('expects ')}"):
+        run(tiny.cfg_guider(model, TARGET, NEGATIVE), cycle(), tiny.latent(), change(grid(model)))
+
+
+def test_the_largest_seed_is_one_like_all(model: Any) -> None:
+    guider, latent, noise = tiny.cfg_guider(model, TARGET, NEGATIVE), tiny.latent(), make_noise(tiny.latent())
+    last, first, other = (run(guider, cycle(eta=0.5), latent, grid(model), noise, seed=seed)
+                          for seed in (2 ** 64 - 1, 2 ** 64 - 2, 0))
+    assert last.isfinite().all() and not torch.equal(last, first) and not torch.equal(last, other)
 
 
 def test_model_that_takes_no_noise() -> None:

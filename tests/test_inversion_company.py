@@ -10,7 +10,7 @@ import comfy_extras.nodes_custom_sampler as custom
 import nodes as core
 import pytest
 import torch
-from company import CAPTION, COMPANY, lora_weights, with_long_prompt
+from company import CAPTION, COMPANY, lora_weights, make_controlnet, with_long_prompt
 from inversion_rig import assert_follows, invert, printed_inversion
 from mixology.host import demo
 from mixology.host.inversion import blend_prompts, start_trajectory
@@ -84,3 +84,16 @@ def test_scheduled_hooks_are_refused(world: dict[str, Any]) -> None:
     prompt = comfy.hooks.set_hooks_for_conditioning(world["positive"], hooks)
     with pytest.raises(ValueError, match="hooks of one strength, got a schedule of 2 keyframes; remove Set Hook Keyf"):
         invert(world["model"], world["latent"], 2, prompt=prompt)
+
+
+def test_controlnet_for_a_part_of_the_way(world: dict[str, Any]) -> None:
+    """It acts by sigma, whichever way the steps go."""
+    model, positive, latent = world["model"], world["positive"], world["latent"]
+    picture, _ = demo.draw_picture(CAPTION, 0, 128, 128)
+    prompt = core.ControlNetApplyAdvanced().apply_controlnet(
+        positive, world["negative"], make_controlnet(), picture, 0.5, 0.2, 0.6)[0]
+    found = invert(model, latent, 5, prompt=prompt)
+    assert_follows(found, printed_inversion(model, prompt, latent, found.sigmas, "ditail"), 1e-4)
+    plain = invert(model, latent, 5, prompt=positive)
+    alike = [torch.equal(a, b) for a, b in zip(found.states, plain.states)]
+    assert alike[:2] == [True, True] and not alike[-1]

@@ -12,6 +12,7 @@ import tiny
 import torch
 from inversion_rig import OTHER, PROMPT, invert
 from mixology.host.inversion import Trajectory, blend_prompts, start_trajectory
+from mixology.samplers.cycle import Level
 
 pytestmark = pytest.mark.seam
 
@@ -79,7 +80,7 @@ def test_one_picture_for_a_batch_and_no_other_picture(model: Any, found: Traject
     assert float(noise.generate_noise(latent).abs().max()) > 0
     with pytest.raises(ValueError, match="the trajectory's own picture as latent_image, got another latent; connect"):
         noise.generate_noise({"samples": torch.zeros_like(latent["samples"])})
-    with pytest.raises(ValueError, match="expects latents of its size 10x7, got 8x8; connect the latent of Start from"):
+    with pytest.raises(ValueError, match="expects latents of its size 10x7, got 8x8; sample the latent of Start fr"):
         noise.generate_noise(tiny.latent())
 
 
@@ -105,7 +106,7 @@ def test_states_take_the_form_of_what_they_go_beside(found: Trajectory) -> None:
 
 
 @pytest.mark.parametrize(("shape", "words"), [
-    ((1, 4, 8, 8), "expects latents of its size 10x7, got 8x8; connect the latent of Start from Trajectory"),
+    ((1, 4, 8, 8), "expects latents of its size 10x7, got 8x8; sample the latent of Start from Trajectory as it is, with"),
     ((1, 16, 7, 10), "expects latents of 4 channels like its own, got 16 channels; sample with a model of the same"),
     ((1, 4, 1, 7, 10), "expects latents of 4 channels like its own"),
 ])
@@ -117,7 +118,7 @@ def test_states_of_another_shape(found: Trajectory, shape: tuple[int, ...], word
 def test_states_of_another_batch_and_beyond_the_end(model: Any, found: Trajectory) -> None:
     two = invert(model, tiny.latent(2), 2)
     assert two.state_at(0.0, torch.empty(2, 4, 8, 8)).shape[0] == 2
-    with pytest.raises(ValueError, match="expects a batch of 2 like its own, got 3; connect the latent of Start from"):
+    with pytest.raises(ValueError, match="expects a batch of 2 like its own, got 3; sample the latent of Start from Tra"):
         two.state_at(0.0, torch.empty(3, 4, 8, 8))
     with pytest.raises(ValueError, match=r"has no state at 99; sample with the sigmas of Start from Trajectory"):
         found.state_at(99.0, torch.empty(1, 4, 7, 10))
@@ -126,7 +127,7 @@ def test_states_of_another_batch_and_beyond_the_end(model: Any, found: Trajector
 def test_models_that_fit(models: dict[str, Any], found: Trajectory) -> None:
     for model in (models["eps"], models["v"], tiny.unet("eps", seed=4)):
         found.check_model(model)
-    with pytest.raises(ValueError, match="mixes picture and noise as its own did, got another kind; use a flow model"):
+    with pytest.raises(ValueError, match="is of an eps or v model .*, got a flow model .* to sample with; eps and v mod"):
         found.check_model(models["flow"])
     with pytest.raises(ValueError, match="of the latent format SD15, got Wan21; use source and target models of one"):
         found.check_model(tiny.video())
@@ -139,10 +140,35 @@ def test_models_that_fit(models: dict[str, Any], found: Trajectory) -> None:
     (lambda t: {"end": t.end[..., 1:]}, "one state for each of its 5 sigmas"),
     (lambda t: {"latent": tiny.latent()}, "one state for each of its 5 sigmas"),
     (lambda t: {"states": t.states / 0}, "expects finite states, got numbers beyond all bounds"),
+    (lambda t: {"latent": {"samples": t.latent["samples"] / 0}}, "expects finite states, got numbers beyond all bounds"),
+    (lambda t: {"sigmas": t.sigmas * 1.1}, "sigmas and noise levels that belong together, got some that no eps, v or"),
+    (lambda t: {"levels": (*t.levels[:-1], Level(1.0, 9.0))}, "sigmas and noise levels that belong together"),
+    (lambda t: {"levels": tuple(Level(0.5, level.noise) for level in t.levels)}, "levels that belong together"),
+    (lambda t: {"levels": (Level(1.0, 0.5), *t.levels[1:])}, "levels that belong together"),
+    (lambda t: {"levels": tuple(Level(float("nan"), level.noise) for level in t.levels)}, "levels that belong togeth"),
+    (lambda t: {"start": Level(0.0, t.start.noise)}, "sigmas and noise levels that belong together"),
+    (lambda t: {"start": Level(1.0, 1e30)}, "sigmas and noise levels that belong together"),
+    (lambda t: {"sigmas": t.sigmas * float("nan")}, "reaches 0 at its end and repeats no sigma"),
+    *((lambda t, index=index: {"latent": {**t.latent, "batch_index": index}}, r"a batch_index of one number from 0 .* 1 i")
+      for index in ([0, 1], [], [-1], [2 ** 40], [0.5], "0")),
 ])
 def test_trajectories_that_do_not_fit_together(found: Trajectory, change: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(found, **change(found))
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
+def test_every_scheduler_s_levels_belong_together(models: dict[str, Any], kind: str, scheduler: str) -> None:
+    trajectory = invert(models[kind], tiny.latent(1, 4, 4), 3, scheduler)
+    again = replace(trajectory, latent={**trajectory.latent, "batch_index": [7]})
+    assert again.start == trajectory.start and again.latent["batch_index"] == [7]
+
+
+def test_numbers_of_other_pictures_are_dropped(model: Any) -> None:
+    """A batch_index that a node left behind; the inversion does not end for it after all its work."""
+    for index in ([0, 1], [-3], "none"):
+        assert "batch_index" not in invert(model, {**tiny.latent(), "batch_index": index}, 1).latent
 
 
 # ------------------------------------------------------------------------------------------ prompts
@@ -180,6 +206,16 @@ def test_blend_of_several_entries() -> None:
     for others in ([], [*negative, *negative]):
         with pytest.raises(ValueError, match=rf"entry or as many as the positive has, 2, got {len(others)}; blend"):
             blend_prompts(positive, others, 3.0, 1.0)
+
+
+def test_blend_of_nothing_and_by_no_number() -> None:
+    with pytest.raises(ValueError, match="positive expects a prompt, got an empty conditioning; connect"):
+        blend_prompts([], [entry(2)], 2.0, 0.5)
+    for alpha, beta, words in ((float("nan"), 0.5, "alpha expects a number, got nan"),
+                               (2.0, float("inf"), "beta expects a number, got inf"),
+                               (1e38, 0.0, "expects weights that keep .* lower alpha and beta")):
+        with pytest.raises(ValueError, match=words):
+            blend_prompts([[entry(1)[0] * 100, {}]], [entry(2)], alpha, beta)
 
 
 def test_blend_without_pooled_vectors() -> None:
