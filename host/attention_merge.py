@@ -54,7 +54,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class RowStyles:
-    """What a row of one step reads: its merge, the texts of its styles and the factors of their words, and where it is."""
+    """What a row of one step reads: its merge, texts of its styles, factors of their words, and where it is."""
 
     merge: Merge
     texts: list[Tensor]
@@ -145,7 +145,7 @@ def hand_out_styles(executor: Callable[..., Any], model: Any, conds: list[Any], 
     conds, found = take_marks(conds, KEY)
     if not found:
         return executor(model, conds, x, timestep, model_options)
-    seen = tuple(x.shape[-2:])
+    seen = (x.shape[-2], x.shape[-1])
     picture = model_options["transformer_options"].get(PICTURE, seen)
     if seen[0] < picture[0] or seen[1] < picture[1]:
         check_part(seen, picture, None, Merge.node)

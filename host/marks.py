@@ -1,10 +1,10 @@
 """Marks on conditionings, and the rows of a model call that read a marked text.
 
-A mark rides among what the host hands its model (`model_conds`), so that it goes wherever the text goes: the host copies
-both to the regions that read it, and whoever exchanges the text's tensor leaves the mark. A patched model takes the marks
-out before the host looks at them. The host batches, splits and reorders conditionings as it likes, so a row is known by
-the host's own ids: the index in the guider's list of conditionings and the id that a guider gives each of them
-(`cond_or_uncond` and `uuids`).
+A mark rides among what the host hands its model (`model_conds`), so that it goes wherever the text goes: the host
+copies both to the regions that read it, and whoever exchanges the text's tensor leaves the mark. A patched model takes
+the marks out before the host looks at them. The host batches, splits and reorders conditionings as it likes, so a row
+is known by the host's own ids: the index in the guider's list of conditionings and the id that a guider gives each of
+them (`cond_or_uncond` and `uuids`).
 """
 from __future__ import annotations
 

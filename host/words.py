@@ -62,8 +62,8 @@ def parse_scales(text: str) -> list[Scale]:
         phrase, _, values = (part.strip() for part in line.rpartition("="))
         if not phrase or not VALUES.fullmatch(values):
             raise ValueError(
-                f"Token Attention Scale expected lines such as 'tiger = -1.5' or 'tiger = [-1, 0, 1]', got '{line}'; "
-                f"write one phrase, '=' and its value.")
+                f"Token Attention Scale expected lines such as 'tiger = -1.5' or 'tiger = [-1, 0, 1]', got "
+                f"'{legible(line)}'; write one phrase, '=' and its value.")
         factors = [float(value) for value in re.findall(NUMBER, values)]
         if max(map(abs, factors)) > LIMIT:
             raise ValueError(
@@ -95,8 +95,8 @@ def place_scales(clip: Any, text: str, scales: list[Scale], tokens: int) -> Tens
                 found = find_phrase(parts, phrase)
                 if not found:
                     raise ValueError(
-                        f"Token Attention Scale finds no '{legible(phrase)}' in the prompt; choose from its words as the "
-                        f"tokenizer {encoder} sees them: {list_words(parts)}.")
+                        f"Token Attention Scale finds no '{legible(phrase)}' in the prompt; choose from its words as "
+                        f"the tokenizer {encoder} sees them: {list_words(parts)}.")
                 places.update(*found)
             factors[:, sorted(places)] *= torch.tensor(values).unsqueeze(1)
     return factors

@@ -42,7 +42,8 @@ def draw(parts: Parts, batch: int = 1) -> Tensor:
 
 
 def strip(conditioning: Any) -> Any:
-    return [[text, {key: value for key, value in options.items() if key != "model_conds"}] for text, options in conditioning]
+    return [[text, {key: value for key, value in options.items() if key != "model_conds"}]
+            for text, options in conditioning]
 
 
 def region_of(conditioning: Any) -> tuple[int, int, int, int] | None:

@@ -1,4 +1,4 @@
-"""Marked prompts beside packs that exchange texts, regroup rows, tile pictures or bring texts of their own.
+"""Marked prompts beside packs that exchange texts, regroup rows or show the model parts of the picture.
 
 For both nodes that mark: what comes out is the effect written out by the tests, or a sentence. Never neither.
 """
@@ -6,30 +6,38 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import comfy.conds
-import comfy.hooks
 import comfy.samplers
 import nodes as core
 import pytest
 import tiny
 import torch
-from attention_merge_rig import Expected, merge, merge_explicitly, soft_masks, texts_of
+from attention_merge_rig import merge
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-from families import PECULIAR, raise_norms
-from mixology.host.marks import keep_text, mark_conditioning
-from mixology.host.token_scale import KEY, TokenScale, patch_model
+from families import raise_norms
+from marks_rig import (
+    MASKS,
+    NEGATIVE,
+    NODES,
+    OTHER,
+    TEXT,
+    THIRD,
+    around_conds,
+    close,
+    differ,
+    explicit,
+    factors,
+    mark,
+    run,
+    with_text,
+    written_out,
+)
 from torch import Tensor
 
 pytestmark = pytest.mark.seam
-
-TEXT, OTHER, NEGATIVE, THIRD = (tiny.conditioning(seed) for seed in (1, 3, 2, 4))
-MASKS = soft_masks(2)
-NODES = {"scale": "Token Attention Scale", "merge": "Cross-Attention Merge"}
-Conds = list[Any]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,79 +49,6 @@ def inference() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def model() -> Any:
     return raise_norms(tiny.unet())
-
-
-def factors(*values: float) -> Tensor:
-    scaled = torch.ones(len(values), 77)
-    scaled[:, [3, 5, 6]] = torch.tensor(values).unsqueeze(1)
-    return scaled
-
-
-def mark(technique: str, model: Any, text: Any = TEXT, values: tuple[float, ...] = (-1.5,)) -> tuple[Any, Conds]:
-    """The patched model and the marked prompt."""
-    if technique == "merge":
-        return merge(model, MASKS, text, OTHER)
-    scale = TokenScale(factors(*values), 0.0, 1.0)
-    patched = patch_model(model)
-    keep_text(patched, KEY, scale, text[0][0])
-    return patched, mark_conditioning(text, KEY, scale)
-
-
-def run(model: Any, positive: Any, negative: Any = NEGATIVE, batch: int = 1, steps: int = 2, guider: Any = None,
-        size: tuple[int, int] = (8, 6)) -> Tensor:
-    latent = tiny.latent(batch, *size)["samples"]
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
-    guider = guider or tiny.cfg_guider(model, positive, negative)
-    return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), tiny.sigmas_of(model, steps=steps),
-                         disable_pbar=True, seed=5)
-
-
-def explicit(model: Any, text: Tensor, values: Tensor) -> Any:
-    """The model with values scaled by the test wherever a row reads `text`."""
-    clone = model.clone()
-
-    def scale(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        value = value.clone()
-        for row in range(len(value)):
-            if torch.equal(context[row], text[0]):
-                value[row] *= values[0].unsqueeze(-1)
-        return n, context, value
-
-    clone.set_model_attn2_patch(scale)
-    return clone
-
-
-def written_out(technique: str, model: Any, text: Any = TEXT, **options: Any) -> Tensor:
-    """The effect by the tests' own hands, for a positive that reads `text`."""
-    if technique == "scale":
-        return run(explicit(model, text[0][0], factors(-1.5)), text, **options)
-    with merge_explicitly(model, Expected(texts_of(text, OTHER), MASKS)) as seen:
-        result = run(model, text, **options)
-    assert seen
-    return result
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-def differ(a: Tensor, b: Tensor) -> bool:
-    return not torch.allclose(a, b, atol=1e-2)
-
-
-def around_conds(model: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """A wrapper that hands on other conditionings, changed one by one."""
-    clone = model.clone()
-
-    def wrapper(executor: Any, inner: Any, conds: Any, *arguments: Any) -> Any:
-        return executor(inner, [[change(cond) for cond in group] for group in conds], *arguments)
-
-    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "stranger", wrapper)
-    return clone
-
-
-def with_text(cond: dict[str, Any], text: Tensor) -> dict[str, Any]:
-    return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": comfy.conds.CONDCrossAttn(text)}}
 
 
 # --------------------------------------------------------------------------------------------------- exchanged texts
@@ -320,109 +255,11 @@ def test_context_windows_and_the_merge(model: Any) -> None:
     for other in (OTHER, many):
         patched, positive = merge(in_windows(model, 0), MASKS, TEXT, other)
         ours = run(patched, positive, batch=5, steps=1)
-        singles = [run(*merge(model, MASKS, TEXT, [[other[0][0][i:i + 1] if len(other[0][0]) > 1 else other[0][0], {}]]),
-                       batch=5, steps=1)[i:i + 1] for i in range(5)]
+        own = [[[text, {}]] for text in other[0][0].expand(5, -1, -1).split(1)]
+        singles = [run(*merge(model, MASKS, TEXT, own[i]), batch=5, steps=1)[i:i + 1] for i in range(5)]
         close(ours, torch.cat(singles))  # images do not see one another here
     patched, positive = mark("merge", in_windows(model, 2))
-    with pytest.raises(ValueError, match="^Cross-Attention Merge expected the model to see 6 x 8 latent pixels at once"):
+    with pytest.raises(ValueError, match="^Cross-Attention Merge expected the model to see 6 x 8 latent pixels"):
         run(patched, positive)
     patched, positive = mark("scale", in_windows(model, 2))
     close(run(patched, positive), run(explicit(in_windows(model, 2), TEXT[0][0], factors(-1.5)), TEXT))
-
-
-# --------------------------------------------------------------------------------------------------- other texts
-
-def doubled(seed: int) -> Any:
-    """As NegPip encodes: of every token one for the keys, and one for the values, which may be negated."""
-    text = tiny.conditioning(seed)[0][0]
-    signs = torch.ones(1, 77, 1)
-    signs[:, 4:9] = -1.0
-    return [[torch.stack([text, text * signs], dim=2).flatten(1, 2), {}]]
-
-
-def read_doubled(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    return n, context[:, 0::2], value[:, 1::2]
-
-
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_doubled_texts_of_every_style(model: Any, before: bool, batch: int) -> None:
-    """Against the mean of the styles' attentions, each read by the pack's own patch in a plain run of one layer."""
-    masks = torch.stack([torch.zeros(24, 20), torch.ones(24, 20)])
-    paired = model.clone()
-    paired.set_model_attn2_patch(read_doubled)
-    texts, negative = [doubled(1), doubled(3)], doubled(2)
-    merged, positive = merge(paired if before else model, masks, *texts)
-    if not before:
-        merged.set_model_attn2_patch(read_doubled)
-    ours = run(merged, positive, negative, batch)
-    close(ours, run(paired, texts[1], negative, batch))  # the second style alone
-    assert differ(ours, run(paired, texts[0], negative, batch))
-    half, whole = merge(paired, MASKS, texts[0], texts[0])
-    close(run(half, whole, negative, batch), run(paired, texts[0], negative, batch))
-
-
-def couple(region: Any, on: Any = None) -> tuple[Any, Any]:
-    """Two patches that read a region's text beside the prompt's, half and half, in the positive's rows."""
-    text, rows = region[0][0], []
-
-    def lay(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        share = len(n) // len(options["cond_or_uncond"])
-        rows[:] = [len(n)]
-        own = text.expand(share, -1, -1) * 1.5
-        return torch.cat([n, n[:share]]), torch.cat([context, own]), torch.cat([value, own])
-
-    def blend(out: Tensor, options: dict[str, Any]) -> Tensor:
-        out, other = out[:rows[0]].clone(), out[rows[0]:]
-        out[:len(other)] = 0.5 * (out[:len(other)] + other)
-        return out
-
-    return lay, blend
-
-
-def coupled(model: Any, region: Any) -> Any:
-    clone = model.clone()
-    lay, blend = couple(region)
-    clone.set_model_attn2_patch(lay)
-    clone.set_model_attn2_output_patch(blend)
-    return clone
-
-
-@pytest.mark.parametrize("technique", NODES)
-def test_a_marked_prompt_as_a_region_of_a_couple(model: Any, technique: str) -> None:
-    """There only its text is left; the scaled prompt may be the base, or a plain one the region."""
-    patched, marked = mark(technique, model)
-    with pytest.raises(ValueError, match=f"^{NODES[technique]} expected its prompt as a prompt of the sampler, got it as "
-                                         "a region of a node that couples prompts inside attention"):
-        run(coupled(patched, marked), THIRD)
-    assert torch.equal(run(coupled(patched, OTHER), THIRD), run(coupled(model, OTHER), THIRD))
-    if technique == "scale":
-        close(run(coupled(patched, THIRD), marked), run(coupled(explicit(model, TEXT[0][0], factors(-1.5)), THIRD), TEXT))
-    else:
-        with pytest.raises(ValueError, match="expected 2 rows of text inside the model, got 3; remove the node that"):
-            run(coupled(patched, THIRD), marked)
-
-
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_couple_as_an_input_of_the_merge(model: Any, place: int) -> None:
-    hook = comfy.hooks.TransformerOptionsHook(hook_scope=comfy.hooks.EnumHookScope.HookedOnly)
-    lay, blend = couple(THIRD)
-    hook.transformers_dict = {"patches": {"attn2_patch": [lay], "attn2_output_patch": [blend]}}
-    group = comfy.hooks.HookGroup()
-    group.add(hook)
-    prompts = [TEXT, OTHER]
-    prompts[place] = comfy.hooks.set_hooks_for_conditioning(prompts[place], hooks=group)
-    with pytest.raises(ValueError, match=f"^Cross-Attention Merge expected a plain prompt at conditioning_{place}, got "
-                                         "one whose regions another node couples inside attention; connect the prompts"):
-        merge(model, MASKS, *prompts)
-
-
-def test_merge_where_transformers_read_text_twice() -> None:
-    family = PECULIAR["upscaler"]
-    model = family.model()
-    texts = [family.conditioning(seed, 11) for seed in (1, 3)]
-    merged, positive = merge(model, MASKS, *texts)
-    ours = run(merged, positive, family.conditioning(2, 11))
-    with merge_explicitly(model, Expected(texts_of(*texts), MASKS)):
-        close(ours, run(model, texts[0], family.conditioning(2, 11)))
-    assert differ(ours, run(model, texts[0], family.conditioning(2, 11)))

@@ -54,8 +54,8 @@ def marked(technique: str, model: Any, window: tuple[float, float]) -> tuple[Any
 def unet() -> Any:
     """One level: tracing takes most of the time."""
     return raise_norms(tiny.patcher_of(tiny.TinyUNetConfig({
-        **UNET, "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1],
-        "transformer_depth_middle": 1, "context_dim": 16,
+        **UNET, "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1],
+        "transformer_depth_output": [1, 1], "transformer_depth_middle": 1, "context_dim": 16,
     }), 0))
 
 

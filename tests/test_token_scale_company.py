@@ -71,7 +71,8 @@ def test_company_acts_on_the_scaled_prompt_as_on_any(loaded: Parts, company: Any
     negative = encode(clip, "")
     before = sample((scaled, positive, negative), batch)
     ours = sample(company((scaled, positive, negative)), batch)
-    plain = [[text, {key: value for key, value in options.items() if key != "model_conds"}] for text, options in positive]
+    plain = [[text, {key: value for key, value in options.items() if key != "model_conds"}]
+             for text, options in positive]
     by_hand = company((scale_explicitly(model, plain[0][0], [red], -1.5), plain, negative))
     assert torch.allclose(ours, sample(by_hand, batch), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, sample(company((model, plain, negative)), batch), atol=1e-2)

@@ -15,7 +15,7 @@ from comfy.text_encoders.hidream import HiDreamTokenizer
 from comfy.text_encoders.longcat_image import LongCatImageTokenizer
 from comfy.text_encoders.z_image import ZImageTokenizer
 from mixology.host.token_scale import scale_tokens
-from mixology.host.words import list_words, parse_scales, place_scales, read_prompt
+from mixology.host.words import Part, list_words, parse_scales, place_scales, read_prompt
 
 pytestmark = pytest.mark.seam
 
@@ -96,8 +96,7 @@ def test_every_quoted_text_can_be_logged(monkeypatch: pytest.MonkeyPatch, letter
 
 
 def test_the_list_of_words_is_cut() -> None:
-    parts = [SimpleNamespace(text=f"word{i}", tokens=frozenset()) for i in range(300)]
-    listed = list_words(parts)  # pyright: ignore[reportArgumentType]
+    listed = list_words([Part(f"word{i}", frozenset()) for i in range(300)])
     assert listed.startswith("word0, word1, ") and listed.endswith("...") and len(listed) == 400
 
 
