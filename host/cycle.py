@@ -158,8 +158,8 @@ def sample_cycle_k(
 
         try:
             return sample_cycle(
-                lambda state, i: model(state, sigmas[i] * batch, **extra_args), read, x, model.latent_image, levels, eta,
-                lambda i: fresh(sigmas[i], sigmas[i + 1]), report, start_anew)
+                lambda state, i: model(state, sigmas[i] * batch, **extra_args), read, x, model.latent_image, levels,
+                eta, lambda i: fresh(sigmas[i], sigmas[i + 1]), report, start_anew)
         finally:
             memory.hand_back()
 

@@ -31,7 +31,7 @@ from .cycle import noise_levels
 from .layout import Latent, describe_size, full_sigmas, output_latent, run_guider
 from .rewind import Rewind
 
-LARGEST_INDEX = 2 ** 20  # the host counts up to every number in a batch_index, drawing noise
+LARGEST_INDEX = 2 ** 16  # the host counts up to every number in a batch_index, drawing noise
 
 
 def format_name(model: Any) -> str:

@@ -85,8 +85,8 @@ def check_path(sigmas: Sequence[float], levels: Sequence[Level], start: Level) -
     """Raises ValueError unless these are levels of a path that the host's solvers can follow.
 
     The solvers' slope (x - x0) / sigma is the path's own only where signal = 1 - k sigma and noise = c sigma: k is 0
-    for eps and v models and 1 for flow models, and c is 1 save for flow models that scale their noise. They start at the
-    last level, or where that is the first sigma of an eps or v model, with noise of sqrt(1 + sigma^2).
+    for eps and v models and 1 for flow models, and c is 1 save for flow models that scale their noise. They start at
+    the last level, or where that is the first sigma of an eps or v model, with noise of sqrt(1 + sigma^2).
     """
     top, last = sigmas[-1], levels[-1]
     k, c = (1.0 - last.signal) / top, last.noise / top

@@ -87,14 +87,14 @@ def remember_in_network(model: Any) -> Any:
 
 def skip_predictions(model: Any) -> Any:
     """A cache around predictions that calls the model at every other step and is made new for each run."""
-    def begin(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def begin(executor: Any, *args: Any, **kwargs: Any) -> Any:
         executor.class_obj.model_options["transformer_options"]["halves"] = Momentum()
         return executor(*args, **kwargs)
 
-    def skip(executor: Callable[..., Any], x: torch.Tensor, timestep: torch.Tensor, model_options: Any, seed: Any) -> Any:
-        cache = model_options["transformer_options"]["halves"]
+    def skip(executor: Any, x: torch.Tensor, timestep: torch.Tensor, options: Any, seed: Any) -> torch.Tensor:
+        cache = options["transformer_options"]["halves"]
         if cache.average is None:
-            cache.average = executor(x, timestep, model_options, seed) - x
+            cache.average = executor(x, timestep, options, seed) - x
             return cache.average + x
         change, cache.average = cache.average, None
         return x + change

@@ -136,7 +136,7 @@ def test_readings_are_made_by_guiders_of_the_host(model: Any) -> None:
     assert not torch.allclose(changed, full, atol=1e-3) and not torch.allclose(changed, off, atol=1e-3)
 
 
-# ------------------------------------------------------------------------------------------ what stands around the model
+# ------------------------------------------------------------------------------------------ around the model
 
 def test_answers_in_float64_leave_the_state_s_type(model: Any) -> None:
     latent, sigmas, seen = tiny.latent(), grid(model), []

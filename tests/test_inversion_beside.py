@@ -121,8 +121,8 @@ def test_a_noise_mask_of_any_type_takes_no_part_and_stays(model: Any, dtype: tor
 ])
 def test_prompts_with_gaps_are_refused_before_anything_is_read(model: Any, prompt: Any, words: str) -> None:
     counted, calls = tiny.count_evaluations(model)
-    with pytest.raises(ValueError, match="The conditioning of DDIM Inversion expects to say something of the whole pictu"
-                                         f"re at every step, got {words}.*; combine it with a prompt for the rest"):
+    text = "The conditioning of DDIM Inversion expects to say something of the whole picture at every step"
+    with pytest.raises(ValueError, match=f"{text}, got {words}.*; combine it with a prompt for the rest"):
         invert(counted, tiny.latent(), 10, prompt=prompt)
     assert calls == []
 

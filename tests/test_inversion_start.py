@@ -127,7 +127,7 @@ def test_states_of_another_batch_and_beyond_the_end(model: Any, found: Trajector
 def test_models_that_fit(models: dict[str, Any], found: Trajectory) -> None:
     for model in (models["eps"], models["v"], tiny.unet("eps", seed=4)):
         found.check_model(model)
-    with pytest.raises(ValueError, match="is of an eps or v model .*, got a flow model .* to sample with; eps and v mod"):
+    with pytest.raises(ValueError, match="is of an eps or v model .*, got a flow model .* to sample with; eps an"):
         found.check_model(models["flow"])
     with pytest.raises(ValueError, match="of the latent format SD15, got Wan21; use source and target models of one"):
         found.check_model(tiny.video())
@@ -140,7 +140,7 @@ def test_models_that_fit(models: dict[str, Any], found: Trajectory) -> None:
     (lambda t: {"end": t.end[..., 1:]}, "one state for each of its 5 sigmas"),
     (lambda t: {"latent": tiny.latent()}, "one state for each of its 5 sigmas"),
     (lambda t: {"states": t.states / 0}, "expects finite states, got numbers beyond all bounds"),
-    (lambda t: {"latent": {"samples": t.latent["samples"] / 0}}, "expects finite states, got numbers beyond all bounds"),
+    (lambda t: {"latent": {"samples": t.latent["samples"] / 0}}, "expects finite states, got numbers beyond all"),
     (lambda t: {"sigmas": t.sigmas * 1.1}, "sigmas and noise levels that belong together, got some that no eps, v or"),
     (lambda t: {"levels": (*t.levels[:-1], Level(1.0, 9.0))}, "sigmas and noise levels that belong together"),
     (lambda t: {"levels": tuple(Level(0.5, level.noise) for level in t.levels)}, "levels that belong together"),
@@ -149,7 +149,7 @@ def test_models_that_fit(models: dict[str, Any], found: Trajectory) -> None:
     (lambda t: {"start": Level(0.0, t.start.noise)}, "sigmas and noise levels that belong together"),
     (lambda t: {"start": Level(1.0, 1e30)}, "sigmas and noise levels that belong together"),
     (lambda t: {"sigmas": t.sigmas * float("nan")}, "reaches 0 at its end and repeats no sigma"),
-    *((lambda t, index=index: {"latent": {**t.latent, "batch_index": index}}, r"a batch_index of one number from 0 .* 1 i")
+    *((lambda t, index=index: {"latent": {**t.latent, "batch_index": index}}, "a batch_index of one number .* 1 i")
       for index in ([0, 1], [], [-1], [2 ** 40], [0.5], "0")),
 ])
 def test_trajectories_that_do_not_fit_together(found: Trajectory, change: Any, words: str) -> None:
