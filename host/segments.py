@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..samplers.cycle import Level
 from ..samplers.inversion import solve_noise
 from ..samplers.wording import legible
+from .run import MOST_SEED
 
 # These solve for the whole grid at once: one step of it is not theirs to make.
 GRIDLESS = ("sample_unipc", "sample_unipc_bh2", "dpm_fast_function", "dpm_adaptive_function")
@@ -211,13 +212,20 @@ class SegmentRunner:
             make_reader: what stands between the sampler and the guider; the host's KSamplerX0Inpaint without it.
 
         Raises:
-            ValueError: if the sampler is no function, and so lets nothing stand there.
+            ValueError: if the sampler is no function, and so lets nothing stand there; on a seed beyond the sampler's.
         """
         if make_reader is not None and not is_function(self.sampler):
             raise ValueError(
                 f"variant diffusers expects a sampler of the host's kind, got {name_sampler(self.sampler)}, which "
                 f"reads the model by itself; choose another sampler or variant paper.")
-        return self._sample(self.sampler, x, self.begin, self.last, None, make_reader)
+        try:
+            return self._sample(self.sampler, x, self.begin, self.last, None, make_reader)
+        except (ValueError, RuntimeError) as error:
+            if "overflow" not in str(error).lower() or self.extra_args.get("seed") != MOST_SEED:
+                raise
+            raise ValueError(
+                f"seed expects less than {MOST_SEED} for the sampler {name_sampler(self.sampler)}, which counts on "
+                f"from it, got just that; enter a smaller one.") from error
 
     def close(self) -> None:
         self.bar.close()

@@ -52,9 +52,8 @@ def sample_by_share_of_steps(model: Any, x: torch.Tensor, sigmas: torch.Tensor, 
 
 
 def sample_past_the_end(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **rest: Any) -> torch.Tensor:
-    """A solver that looks two sigmas ahead."""
-    [float(sigmas[i + 2]) for i in range(max(len(sigmas) - 2, 1))]
-    return sample_euler(model, x, sigmas, **rest)
+    """A solver that begins by looking two sigmas ahead."""
+    return sample_euler(model, x, sigmas, **rest) if sigmas[2] < sigmas[0] else x
 
 
 def sample_with_a_copied_guider(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **rest: Any) -> torch.Tensor:
@@ -89,8 +88,8 @@ class OwnSampler(comfy.samplers.Sampler):
 def test_samplers_that_return_float64_or_are_classes_of_their_own(
         models: dict[str, Any], kind: str, sampler: Any) -> None:
     """Both are Euler in another dress. An own class starts from the state only up to its noise's float32."""
-    model, latent = models[kind], tiny.latent(2)
-    for sigmas in (tiny.sigmas_of(model, steps=12), tiny.sigmas_of(model, steps=12)[:-1]):
+    model, latent = models[kind], tiny.latent(1, 6, 8)
+    for sigmas in (tiny.sigmas_of(model, steps=7), tiny.sigmas_of(model, steps=7)[:-1]):
         mixed = run(model, around(sampler, latent), latent, sigmas)
         assert mixed.dtype == torch.float32
         torch.testing.assert_close(mixed, run(model, mixer("euler", latent), latent, sigmas), rtol=0, atol=5e-5)
@@ -199,7 +198,7 @@ def with_momentum(model: Any) -> Any:
 @pytest.mark.parametrize("company", [with_easy_cache, with_lazy_cache, with_momentum])
 def test_nodes_that_keep_state_through_a_run(model: Any, company: Callable[[Any], Any]) -> None:
     """In pieces exactly as in one run that mixes by itself."""
-    latent, sigmas = tiny.latent(1, 16, 16), tiny.sigmas_of(model, steps=20)
+    latent, sigmas = tiny.latent(1, 8, 8), tiny.sigmas_of(model, steps=14)
     window, layout = sigma_window(model.model, sigmas, 0.6, 0.3), make_layout(latent, SEED, "shared")
     states = layout.bind(model.model, sigmas, latent["samples"])
 
@@ -255,7 +254,7 @@ def test_recorded_layout_between_its_sigmas(model: Any, name: str) -> None:
     counted = model.clone()
 
     def listen(apply: Any, given: dict[str, Any]) -> Any:
-        read.append((float(counted.model.model_sampling.sigma(given["timestep"])[0]), given["input"][:1].clone()))
+        read.append((float(given["timestep"][0]), given["input"][:1].clone()))
         return apply(given["input"], given["timestep"], **given["c"])
 
     counted.set_model_unet_function_wrapper(listen)
@@ -263,11 +262,11 @@ def test_recorded_layout_between_its_sigmas(model: Any, name: str) -> None:
     rising = sorted(layout.states)
     inside = [(sigma, x) for sigma, x in read if rising[0] * 1.0001 < sigma <= rising[-1] * 1.0001]
     assert len(inside) >= 5
-    for sigma, x in inside:  # nu 0 reads the layout itself; the timestep's own rounding is seen
+    for sigma, x in inside:  # nu 0 reads the layout itself
         above = next(i for i, recorded in enumerate(rising) if recorded >= sigma * 0.99999)
         low, high = rising[max(above - 1, 0)], rising[above]
         expected = torch.lerp(layout.states[low], layout.states[high], (sigma - low) / (high - low))
-        torch.testing.assert_close(x, expected, rtol=0, atol=2e-2)
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-4)
 
 
 def test_a_recorded_layout_ends_where_it_was_recorded(model: Any) -> None:
