@@ -1,23 +1,19 @@
 """MagicMix in the host: layouts, and a SAMPLER that keeps one while another SAMPLER paints the content."""
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
 
 from ..samplers.layout import (
     SIGMA_TOLERANCE,
     Window,
     check_range,
+    check_start,
+    check_steps,
     find_window,
     make_nu_map,
     mix_model_input,
@@ -27,142 +23,46 @@ from ..samplers.layout import (
     sample_layout_mix,
     spread_nu,
 )
+from ..samplers.levels import check_falling
+from ..samplers.masks import check_mask, check_mask_count
+from ..samplers.wording import legible
 from .cycle import CycleSampler
-from .segments import SEED_STRIDE, Forward, SegmentRunner, start_state
+from .layout_states import (
+    BoundLayout,
+    ModelKind,
+    NoisedLayout,
+    RecordedLayout,
+    check_layout_latent,
+    read_kind,
+    repeat_layout,
+)
+from .run import (  # some for the nodes that find them here
+    Latent,
+    check_format,
+    check_samples,
+    check_seed,
+    describe_size,
+    draw_noise,
+    full_sigmas,
+    make_guider,
+    output_latent,
+    pack,
+    run_guider,
+)
+from .segments import SegmentRunner, name_sampler, start_state
 
-Latent = dict[str, Any]
-
-
-def pack(latent: Any) -> torch.Tensor:
-    """The flat form in which the host samples latents of several parts."""
-    return comfy.utils.pack_latents(latent.unbind())[0] if getattr(latent, "is_nested", False) else latent
-
-
-def draw_noise(latent: Latent, seed: int) -> Any:
-    """The host's noise for a latent and seed, shaped like it; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        return comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
-
-
-def describe_size(x: torch.Tensor) -> str:
-    return "x".join(str(side) for side in reversed(x.shape[2:]))
-
-
-def check_layout_latent(latent: Latent) -> None:
-    """Raises ValueError if the latent holds no picture."""
-    samples = pack(latent["samples"])
-    if samples.numel() == 0 or not torch.any(samples):
-        raise ValueError(
-            "The layout expects the latent of a picture, got an empty one; encode a picture with VAE Encode, "
-            "or use Layout Noise (Prompt) for a layout from words."
-        )
+VARIANTS = ("paper", "diffusers")
+MODES = ("shared", "fresh")
 
 
-@dataclass(frozen=True)
-class NoisedLayout:
-    """Layout states y_k = noise_scaling(sigma_k, n, picture): one noise for all k, or a fresh one per k.
-
-    latent: the host's LATENT of the picture.
-    """
-
-    latent: Latent
-    seed: int
-    fresh: bool
-
-    def noise(self, index: int) -> torch.Tensor:
-        """Noise at a grid index, [B, ...] on the CPU."""
-        seed = (self.seed + SEED_STRIDE * (index + 1)) % 2 ** 64 if self.fresh else self.seed
-        return pack(draw_noise(self.latent, seed))
-
-    def bind(self, model: Any, sigmas: torch.Tensor, like: torch.Tensor) -> BoundLayout:
-        """The layout on one run's model, grid, size, batch and device."""
-        picture = fit_layout(pack(self.latent["samples"]), like)
-        picture = model.process_latent_in(picture.to(like))
-        shared = None if self.fresh else fit_layout(self.noise(0), like).to(like)
-
-        def noise_at(index: int) -> torch.Tensor:
-            return fit_layout(self.noise(index), like).to(like) if shared is None else shared
-
-        def state(sigma: torch.Tensor, index: int, max_denoise: bool = False) -> torch.Tensor:
-            return model.model_sampling.noise_scaling(sigma, noise_at(index), picture, max_denoise)
-
-        return BoundLayout(sigmas, noise_at, state)
-
-
-@dataclass(frozen=True)
-class RecordedLayout:
-    """Layout states of one sampled trajectory (text-text mode), in model space.
-
-    latent: the LATENT that was sampled on; noise: its start noise; states: [B, ...] by sigma, on the CPU.
-    """
-
-    latent: Latent
-    noise: torch.Tensor
-    states: dict[float, torch.Tensor]
-
-    def bind(self, model: Any, sigmas: torch.Tensor, like: torch.Tensor) -> BoundLayout:
-        def noise_at(index: int) -> torch.Tensor:
-            return fit_layout(self.noise, like).to(like)
-
-        def state(sigma: torch.Tensor, index: int, max_denoise: bool = False) -> torch.Tensor:
-            level = float(sigma)
-            for recorded, x in self.states.items():
-                if math.isclose(recorded, level, rel_tol=1e-4, abs_tol=1e-6):
-                    return fit_layout(x, like).to(like)
-            raise ValueError(
-                f"This layout was recorded at sigmas {max(self.states):.4g} to {min(self.states):.4g} of another "
-                f"schedule or window and has no state at {level:.4g}; give both nodes the same steps, scheduler and "
-                f"sampler kind, and a window inside the recorded one."
-            )
-
-        return BoundLayout(sigmas, noise_at, state)
-
-
-@dataclass(frozen=True)
-class BoundLayout:
-    """A layout on one run: noise and state by grid index, and the state at any sigma."""
-
-    sigmas: torch.Tensor
-    noise_at: Callable[[int], torch.Tensor]
-    state_at_sigma: Callable[..., torch.Tensor]
-
-    def state(self, index: int, max_denoise: bool = False) -> torch.Tensor:
-        return self.state_at_sigma(self.sigmas[index], index, max_denoise)
-
-    def nearest_index(self, sigma: float) -> int:
-        return int((self.sigmas - sigma).abs().argmin())
-
-
-def fit_layout(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Give a layout tensor the dimensions and batch of the sampler's latent.
-
-    Raises:
-        ValueError: on another latent format, size or batch.
-    """
-    if x.ndim == like.ndim - 1:
-        x = x.unsqueeze(2)  # BCHW -> BCTHW, as the host does for video models
-    if x.ndim != like.ndim or x.shape[1] != like.shape[1]:
-        raise ValueError(
-            f"The layout expects the model's latent format with {like.shape[1]} channels, got {x.shape[1]} channels "
-            f"in {x.ndim - 2} dimensions; encode the layout picture with this model's own VAE."
-        )
-    if x.shape[2:] != like.shape[2:]:
-        raise ValueError(
-            f"The layout expects the sampler's latent to have its size {describe_size(x)}, "
-            f"got {describe_size(like)}; connect the latent that the layout was made from, or resize the picture."
-        )
-    if x.shape[0] not in (1, like.shape[0]):
-        raise ValueError(
-            f"The layout expects a batch of {x.shape[0]} like its own, got {like.shape[0]} image(s); "
-            f"use one layout picture for all images or one for each."
-        )
-    return x.expand(like.shape)
+def window_levels(sampling: Any, k_max: float, k_min: float) -> tuple[float, float]:
+    """Sigmas of the window's ends; k is the noise fraction on the model's own time axis, percent 1 - k."""
+    return float(sampling.percent_to_sigma(1.0 - k_max)), float(sampling.percent_to_sigma(1.0 - k_min))
 
 
 def sigma_window(model: Any, sigmas: torch.Tensor, k_max: float, k_min: float) -> Window:
-    """The window on this grid; k is the noise fraction on the model's own time axis, percent 1 - k."""
-    levels = [float(model.model_sampling.percent_to_sigma(1.0 - k)) for k in (k_max, k_min)]
-    return find_window(sigmas.tolist(), *levels)
+    """The window on this grid."""
+    return find_window(sigmas.tolist(), *window_levels(model.model_sampling, k_max, k_min))
 
 
 class WrappedSampler(comfy.samplers.Sampler):
@@ -189,7 +89,8 @@ class LayoutMixSampler(WrappedSampler):
         variant: "paper" mixes states; "diffusers" mixes what the model reads, as the community pipeline does.
 
     Raises:
-        ValueError: if nu or the window is out of order, or the sampler holds a picture by itself.
+        ValueError: if nu, the window or the mask is out of order, or the sampler holds a picture by itself; when
+            sampling, if the layout, the mask or the schedule do not fit.
     """
 
     def __init__(
@@ -197,36 +98,63 @@ class LayoutMixSampler(WrappedSampler):
         nu_per_image: str = "", mask: torch.Tensor | None = None, variant: str = "paper",
     ):
         super().__init__(sampler)
-        if isinstance(sampler, CycleSampler):
-            raise ValueError(
-                "The Layout Mix Sampler expects a solver, got the Cycle Sampler, which holds a picture by itself; wire "
-                "only one of the two to the sampling node.")
+        for kind, name in ((CycleSampler, "the Cycle Sampler"), (LayoutMixSampler, "another Layout Mix Sampler")):
+            if isinstance(sampler, kind):
+                raise ValueError(
+                    f"The Layout Mix Sampler expects a solver, got {name}, which holds a picture by itself; wire "
+                    f"only one of the two to the sampling node.")
         check_range(nu, k_max, k_min)
+        if variant not in VARIANTS:
+            raise ValueError(f"variant expects {' or '.join(VARIANTS)}, got '{legible(variant)}'; choose one of them.")
         self.layout, self.nu, self.k_max, self.k_min = layout, nu, k_max, k_min
-        self.nu_values, self.mask, self.variant = parse_nu_list(nu_per_image), mask, variant
+        self.nu_values, self.variant = parse_nu_list(nu_per_image), variant
+        self.mask = None if mask is None else check_mask(mask)
 
     def nu_map(self, like: torch.Tensor) -> torch.Tensor:
         """Content weight per position, broadcastable to the latent."""
         nu = spread_nu(self.nu_values, self.nu, like.shape[0])
-        mask = None
-        if self.mask is not None:
-            if like.ndim < 4:
-                raise ValueError(
-                    "The mask expects an image or video latent, got one without height and width; "
-                    "disconnect the mask for this model."
-                )
-            mask = comfy.sampler_helpers.prepare_mask(self.mask, like.shape, like.device).to(like)
+        mask = None if self.mask is None else self.spread_mask(self.mask, like)
         return make_nu_map(nu, mask, like.ndim).to(like)
+
+    def spread_mask(self, mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """The mask [N, H, W] at latent size, [B, C, ...]. Several masks on one video follow its frames."""
+        if like.ndim < 4:
+            raise ValueError(
+                "The mask expects an image or video latent, got one without height and width; "
+                "disconnect the mask for this model."
+            )
+        if like.ndim == 4 or like.shape[0] > 1 or like.shape[2] == 1:
+            check_mask_count(mask, like.shape[0])
+            if like.ndim == 5 and len(mask) > 1:
+                mask = mask[:, None, None]  # BHW -> BCTHW: the host would take a batch for frames
+        return comfy.sampler_helpers.prepare_mask(mask, like.shape, like.device).to(like)
+
+    def plan(self, sampling: Any, sigmas: torch.Tensor, like: torch.Tensor) -> tuple[Window, torch.Tensor]:
+        """The window and the content weights of a run on latents like these; everything is checked before it starts.
+
+        Raises:
+            ValueError: if the schedule, the window, the layout, nu_per_image or the mask do not fit.
+        """
+        grid, levels = sigmas.tolist(), window_levels(sampling, self.k_max, self.k_min)
+        check_falling(grid, "The Layout Mix Sampler")
+        nu, window = self.nu_map(like), find_window(grid, *levels)
+        check_start(grid, window, levels[0], self.k_max)
+        mixes = self.k_min < self.k_max and bool((nu < 1).any()) and window.start < len(grid) - 1
+        if mixes:
+            check_steps(grid, window, levels, (self.k_max, self.k_min))
+        ends = window.stop if not mixes or self.variant == "diffusers" or grid[window.stop] == 0 else window.stop + 1
+        self.layout.check(sampling, like, grid[window.start:max(ends, window.start + 1)])
+        return window, nu
 
     def sample(
         self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, noise: torch.Tensor,
         latent_image: torch.Tensor | None = None, denoise_mask: torch.Tensor | None = None, disable_pbar: bool = False,
     ) -> torch.Tensor:
         latent_image = torch.zeros_like(noise) if latent_image is None else latent_image
-        nu = self.nu_map(noise)
+        check_fill(denoise_mask)
         model = model_wrap.inner_model
+        window, nu = self.plan(model.model_sampling, sigmas, noise)
         layout = self.layout.bind(model, sigmas, noise)
-        window = sigma_window(model, sigmas, self.k_max, self.k_min)
         last = len(sigmas) - 1
         if window.start == last:
             return model.model_sampling.inverse_noise_scaling(sigmas[last], layout.state(last))
@@ -238,30 +166,80 @@ class LayoutMixSampler(WrappedSampler):
                 full = self.sampler.max_denoise(model_wrap, sigmas[window.start:])
                 return runner.run_whole(layout.state(window.start, full))
             if self.variant == "diffusers":
-                reader = MixedReader(model_wrap, layout, window, nu)
-                return runner.run_whole(layout.state(window.start), reader)
+                return self.sample_mixed_input(runner, layout, window, nu)
             return sample_layout_mix(runner.run, layout.state, sigmas.tolist(), window, nu)
         finally:
             runner.close()
 
+    def sample_mixed_input(
+        self, runner: SegmentRunner, layout: BoundLayout, window: Window, nu: torch.Tensor,
+    ) -> torch.Tensor:
+        """Variant diffusers. Raises ValueError if the sampler never looked where the layout differs from its start."""
+        reading = MixedReading(layout, window, nu)
+        result = runner.run_whole(
+            layout.state(window.start), lambda guider, sigmas: MixedReader(guider, sigmas, reading))
+        if window.start < window.stop and not reading.mixed:
+            raise ValueError(
+                f"variant diffusers expects a sampler that reads the model inside the window after its start, got "
+                f"{name_sampler(self.sampler)} on a schedule where it does not; use more steps, a wider window or "
+                f"variant paper.")
+        return result
 
-class MixedReader(Forward):
-    """A guider that reads nu * x + (1 - nu) * layout inside the window, while the sampler steps x itself."""
 
-    def __init__(self, guider: Any, layout: BoundLayout, window: Window, nu: torch.Tensor):
-        super().__init__(guider)
+def check_fill(denoise_mask: torch.Tensor | None) -> None:
+    """Raises ValueError if a noise mask, as the host hands it to samplers, is not of numbers."""
+    if denoise_mask is not None and not bool(denoise_mask.isfinite().all()):
+        raise ValueError(
+            "The noise mask expects values from 0 to 1, got some that are no numbers (NaN or infinite); look at the "
+            "node that made the mask, or paint it anew.")
+
+
+class MixedReading:
+    """One reading of nu * x + (1 - nu) * layout inside the window, and of x outside it.
+
+    mixed: whether a reading was mixed below the window's start, where the sampler stands on the layout itself.
+    """
+
+    def __init__(self, layout: BoundLayout, window: Window, nu: torch.Tensor):
         sigmas = layout.sigmas.tolist()
-        self.__dict__.update(_layout=layout, _nu=nu, _highest=sigmas[window.start], _end=sigmas[window.stop])
+        self.layout, self.nu, self.highest, self.end = layout, nu, sigmas[window.start], sigmas[window.stop]
+        self.mixed = False
+
+    def read(self, model: Any, x: torch.Tensor, sigma: torch.Tensor, **options: Any) -> torch.Tensor:
+        level = float(sigma.max())
+        if not self.end * (1 + SIGMA_TOLERANCE) < level <= self.highest * (1 + SIGMA_TOLERANCE):
+            return model(x, sigma, **options)
+        layout = self.layout.state_at_sigma(sigma.max(), self.layout.nearest_index(level))
+        if layout.shape != x.shape:
+            raise ValueError(
+                f"variant diffusers expects a sampler that reads latents of the shape {tuple(layout.shape)}, got one "
+                f"that reads {tuple(x.shape)}; choose another sampler or variant paper.")
+        self.mixed = self.mixed or level < self.highest * (1 - SIGMA_TOLERANCE)
+        mixed = mix_states(x, layout, self.nu)
+        return mix_model_input(model(mixed, sigma, **options), x, mixed)
+
+
+class MixedReader(comfy.samplers.KSamplerX0Inpaint):
+    """What stands between a sampler and the guider, as the host's own does; its readings are mixed."""
+
+    def __init__(self, guider: Any, sigmas: torch.Tensor, reading: MixedReading):
+        super().__init__(guider, sigmas)
+        self.reading = reading
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        own = self.__dict__
-        level = float(sigma.max())
-        inside = own["_end"] * (1 + SIGMA_TOLERANCE) < level <= own["_highest"] * (1 + SIGMA_TOLERANCE)
-        if not inside:
-            return own["_target"](x, sigma, *args, **kwargs)
-        layout = own["_layout"].state_at_sigma(sigma.max(), own["_layout"].nearest_index(level))
-        mixed = mix_states(x, layout, own["_nu"])
-        return mix_model_input(own["_target"](mixed, sigma, *args, **kwargs), x, mixed)
+        inner = comfy.samplers.KSamplerX0Inpaint(MixedModel(self.inner_model, self.reading), self.sigmas)
+        inner.latent_image, inner.noise = self.latent_image, self.noise
+        return inner(x, sigma, *args, **kwargs)
+
+
+class MixedModel:
+    """What the host's reader asks in the guider's place, once it has filled outside a noise mask."""
+
+    def __init__(self, guider: Any, reading: MixedReading):
+        self.guider, self.reading, self.inner_model = guider, reading, guider.inner_model
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **options: Any) -> torch.Tensor:
+        return self.reading.read(self.guider, x, sigma, **options)
 
 
 class LayoutRecorder(WrappedSampler):
@@ -271,13 +249,23 @@ class LayoutRecorder(WrappedSampler):
         super().__init__(sampler)
         self.k_max, self.k_min, self.finish = k_max, k_min, finish
         self.states: dict[float, torch.Tensor] = {}
+        self.kind: ModelKind | None = None
+
+    def plan(self, sampling: Any, sigmas: torch.Tensor) -> Window:
+        """The window of a run. Raises ValueError if the schedule does not fall, or none of it lies in the window."""
+        grid, levels = sigmas.tolist(), window_levels(sampling, self.k_max, self.k_min)
+        check_falling(grid, "Layout Noise (Prompt)")
+        window = find_window(grid, *levels)
+        check_start(grid, window, levels[0], self.k_max)
+        return window
 
     def sample(
         self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, noise: torch.Tensor,
         latent_image: torch.Tensor | None = None, denoise_mask: torch.Tensor | None = None, disable_pbar: bool = False,
     ) -> torch.Tensor:
         latent_image = torch.zeros_like(noise) if latent_image is None else latent_image
-        window = sigma_window(model_wrap.inner_model, sigmas, self.k_max, self.k_min)
+        sampling = model_wrap.inner_model.model_sampling
+        window = self.plan(sampling, sigmas)
         last = len(sigmas) - 1 if self.finish else window.stop
         x = start_state(self.sampler, model_wrap, sigmas, noise, latent_image)
         runner = SegmentRunner(
@@ -288,50 +276,8 @@ class LayoutRecorder(WrappedSampler):
         finally:
             runner.close()
         self.states = {float(sigmas[i]): state.cpu() for i, state in states.items()}
+        self.kind = read_kind(sampling)
         return x
-
-
-def full_sigmas(model: Any, sampler_name: str, scheduler: str, steps: int) -> torch.Tensor:
-    """The grid that the host's KSampler uses."""
-    return comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise=1.0).sigmas
-
-
-def make_guider(model: Any, positive: Any, negative: Any, cfg: float) -> comfy.samplers.CFGGuider:
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider
-
-
-def run_guider(
-    guider: Any, sampler: Any, sigmas: torch.Tensor, latent: Latent, noise: Any, seed: int,
-) -> tuple[Any, Any]:
-    """Sample as the host's SamplerCustomAdvanced does; returns the samples and the last clean estimate (or None)."""
-    last: dict[str, Any] = {}
-    callback = latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1, last)
-    samples = guider.sample(
-        noise, latent["samples"], sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
-    device = comfy.model_management.intermediate_device()
-    estimate = last.get("x0")
-    if estimate is not None:
-        estimate = guider.model_patcher.model.process_latent_out(estimate.cpu()).to(device)
-    return samples.to(device), estimate
-
-
-def output_latent(latent: Latent, samples: Any) -> Latent:
-    """The caller's latent with new samples; what belonged to the old size or batch is dropped."""
-    stale = {"samples", "downscale_ratio_spacial", "downscale_ratio_temporal"}
-    if samples.shape[0] != latent["samples"].shape[0]:
-        stale |= {"batch_index"}
-    return {**{key: value for key, value in latent.items() if key not in stale}, "samples": samples}
-
-
-def repeat_layout(samples: Any, count: int) -> Any:
-    """One layout picture for `count` images, [1, ...] -> [count, ...]; other batches stay."""
-    if count <= 1 or getattr(samples, "is_nested", False) or samples.shape[0] != 1:
-        return samples
-    return samples.expand(count, *samples.shape[1:]).clone()
 
 
 def record_layout(
@@ -344,20 +290,24 @@ def record_layout(
         The layout, and the LATENT of the finished picture, or of its clean estimate at k_min.
 
     Raises:
-        ValueError: if the window is out of order.
+        ValueError: if the window is out of order or holds nothing of the schedule, or the latent or a setting does not
+            fit; before the model is loaded.
     """
     check_range(1.0, k_max, k_min)
+    check_samples(latent["samples"], "Layout Noise (Prompt)")
     empty = latent["samples"]
     ratio = latent.get("downscale_ratio_spacial")
     latent = {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, empty, ratio)}
+    check_format(model, latent["samples"], "Layout Noise (Prompt)")
     recorder = LayoutRecorder(comfy.samplers.sampler_object(sampler_name), k_max, k_min, finish)
     sigmas = full_sigmas(model, sampler_name, scheduler, steps)
+    recorder.plan(model.get_model_object("model_sampling"), sigmas)
     noise = draw_noise(latent, seed)
     guider = make_guider(model, positive, negative, cfg)
     samples, estimate = run_guider(guider, recorder, sigmas, latent, noise, seed)
     if not finish and estimate is not None:
         samples = estimate
-    return RecordedLayout(latent, pack(noise), recorder.states), output_latent(latent, samples)
+    return RecordedLayout(latent, pack(noise), recorder.states, recorder.kind), output_latent(latent, samples)
 
 
 def mix_latent(
@@ -365,12 +315,18 @@ def mix_latent(
     sampler_name: str, scheduler: str, nu: float, k_max: float, k_min: float, nu_per_image: str,
     mask: torch.Tensor | None, variant: str,
 ) -> Latent:
-    """KSampler (Layout Mix): the host's KSampler with a LayoutMixSampler inside. Returns a LATENT."""
+    """KSampler (Layout Mix): the host's KSampler with a LayoutMixSampler inside. Returns a LATENT.
+
+    Raises:
+        ValueError: if the layout, the mask, the window or a setting does not fit; before the model is loaded.
+    """
     sampler = LayoutMixSampler(
         comfy.samplers.sampler_object(sampler_name), layout, nu, k_max, k_min, nu_per_image, mask, variant)
     samples = comfy.sample.fix_empty_latent_channels(model, layout.latent["samples"])
-    latent = {**layout.latent, "samples": repeat_layout(samples, len(sampler.nu_values))}
+    check_format(model, samples, "The layout")
+    latent = output_latent(layout.latent, repeat_layout(samples, len(sampler.nu_values)))
     sigmas = full_sigmas(model, sampler_name, scheduler, steps)
+    sampler.plan(model.get_model_object("model_sampling"), sigmas, pack(latent["samples"]))
     guider = make_guider(model, positive, negative, cfg)
     noise = draw_noise({"samples": latent["samples"]}, seed)  # the sampler starts at the layout, whatever this is
     result, _ = run_guider(guider, sampler, sigmas, latent, noise, seed)
@@ -378,6 +334,9 @@ def mix_latent(
 
 
 def make_layout(latent: Latent, seed: int, noise_mode: str) -> NoisedLayout:
-    """Layout Noise. Raises ValueError if the latent holds no picture."""
+    """Layout Noise. Raises ValueError if the latent holds no picture, or a setting does not fit."""
     check_layout_latent(latent)
+    check_seed(seed)
+    if noise_mode not in MODES:
+        raise ValueError(f"noise_mode expects {' or '.join(MODES)}, got '{legible(noise_mode)}'; choose one of them.")
     return NoisedLayout(latent, seed, noise_mode == "fresh")

@@ -1,7 +1,7 @@
 """Run any of the host's SAMPLER objects between two points of its grid, from a given state."""
 from __future__ import annotations
 
-import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,28 +10,17 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
+from ..samplers.cycle import Level
+from ..samplers.inversion import solve_noise
+from ..samplers.wording import legible
+from .run import MOST_SEED
+
 # These solve for the whole grid at once: one step of it is not theirs to make.
 GRIDLESS = ("sample_unipc", "sample_unipc_bh2", "dpm_fast_function", "dpm_adaptive_function")
 SEED_STRIDE = 0x9E3779B97F4A7C15
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
-
-
-def make_sampling_view(sampling: Any, state: torch.Tensor, final: bool) -> Any:
-    """A shallow copy of a model sampling whose first noise_scaling returns `state` instead of noising a latent.
-
-    `final` False also keeps inverse_noise_scaling from rescaling a state that goes on (flow models).
-    """
-    view = copy.copy(sampling)
-
-    def noise_scaling(sigma: Any, noise: Any, latent_image: Any, max_denoise: bool = False) -> torch.Tensor:
-        del view.__dict__["noise_scaling"]  # once: lcm and others noise with it inside their loops
-        return state.clone()
-
-    view.__dict__["noise_scaling"] = noise_scaling
-    if not final:
-        view.__dict__["inverse_noise_scaling"] = lambda sigma, latent: latent
-    return view
+MakeReader = Callable[[Any, torch.Tensor], comfy.samplers.KSamplerX0Inpaint]
 
 
 class Forward:
@@ -57,6 +46,18 @@ def start_state(
 
 def is_gridless(sampler: Any) -> bool:
     return getattr(getattr(sampler, "sampler_function", None), "__name__", "") in GRIDLESS
+
+
+def is_function(sampler: Any) -> bool:
+    """Whether a SAMPLER is the host's KSAMPLER around a function, and does nothing of its own."""
+    own = comfy.samplers.KSAMPLER
+    return isinstance(sampler, own) and type(sampler).sample is own.sample and "sample" not in vars(sampler)
+
+
+def name_sampler(sampler: Any) -> str:
+    """What a SAMPLER is called, for a message."""
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
+    return legible(name.removeprefix("sample_"))
 
 
 class SegmentRunner:
@@ -86,34 +87,43 @@ class SegmentRunner:
         self.noise, self.latent_image, self.denoise_mask = noise, latent_image, denoise_mask
         self.last = len(sigmas) - 1
         self.end = self.last if end is None else end
+        self.options = self._make_options()
+        self.fill = self._draw_fill()
+        self.stepless = is_gridless(sampler)
         self.bar = tqdm(total=self.end - begin, disable=disable_pbar)
-        self.pieces = self._fix_inpaint_noise(sampler)
 
-    def _fix_inpaint_noise(self, sampler: Any) -> Any:
-        """`ddim` draws its own noise for the kept area from the seed, which changes per piece: draw it once."""
-        if self.denoise_mask is None or not getattr(sampler, "inpaint_options", {}).get("random", False):
-            return sampler
-        generator = torch.Generator().manual_seed(self.extra_args.get("seed", 41) + 1)
-        drawn = torch.randn(self.noise.shape, generator=generator)
-        self.noise = drawn.to(self.noise)
-        sampler = copy.copy(sampler)
-        sampler.inpaint_options = {**sampler.inpaint_options, "random": False}
-        return sampler
-
-    def _arguments(self, index: int | None) -> dict[str, Any]:
-        """Sampler arguments of one piece; a fresh noise stream per piece, as one run would have."""
+    def _make_options(self) -> dict[str, Any]:
+        """Model options of the run: all pieces see the grid of the whole, and what nodes keep between calls."""
         options = comfy.model_patcher.create_model_options_clone(self.extra_args["model_options"])
         grid = self.sigmas[self.begin:]
         options.setdefault("transformer_options", {})["sample_sigmas"] = grid
         mask_function = options.get("denoise_mask_function")
         if mask_function is not None:
             def over_whole_grid(sigma: Any, mask: Any, extra_options: dict[str, Any]) -> Any:
-                return mask_function(sigma, mask, extra_options={**extra_options, "sigmas": grid})
+                return mask_function(
+                    sigma, mask, extra_options={**extra_options, "model": self.guider, "sigmas": grid})
             options["denoise_mask_function"] = over_whole_grid
+        return options
+
+    def _draw_fill(self) -> torch.Tensor:
+        """The noise that fills outside a noise mask. `ddim` draws its own, once a run and as the host does it."""
+        if not (is_function(self.sampler) and self.sampler.inpaint_options.get("random", False)):
+            return self.noise
+        seed = self.extra_args.get("seed")
+        generator = torch.manual_seed(((41 if seed is None else seed) + 1) % 2 ** 64)
+        return torch.randn(self.noise.shape, generator=generator, device="cpu").to(self.noise)
+
+    def _arguments(self, index: int | None) -> dict[str, Any]:
+        """Sampler arguments of one piece; a fresh noise stream per piece, as one run would have.
+
+        Dicts in the options are shared by all pieces, since nodes keep their state there; lists are not, since
+        samplers add their own functions.
+        """
+        options = {key: list(value) if isinstance(value, list) else value for key, value in self.options.items()}
         seed = self.extra_args.get("seed")
         if index is not None and seed is not None:
             seed = (seed + SEED_STRIDE * (index + 1)) % 2 ** 63
-        return {**self.extra_args, "model_options": options, "seed": seed}
+        return {**self.extra_args, "model_options": options, "seed": seed, "denoise_mask": self.denoise_mask}
 
     def _report(self, first: int) -> Callback:
         def report(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
@@ -124,25 +134,98 @@ class SegmentRunner:
         return report
 
     def _sample(
-        self, sampler: Any, x: torch.Tensor, i: int, j: int, arguments: dict[str, Any], final: bool,
+        self, sampler: Any, x: torch.Tensor, i: int, j: int, index: int | None, make_reader: MakeReader | None = None,
     ) -> torch.Tensor:
-        sampling = make_sampling_view(self.guider.inner_model.model_sampling, x, final)
-        view = Forward(self.guider, inner_model=Forward(self.guider.inner_model, model_sampling=sampling))
-        return sampler.sample(
-            view, self.sigmas[i:j + 1].clone(), arguments, self._report(i), self.noise.clone(), self.latent_image,
+        """The state at grid index j in the type of x, scaled as the host does where the grid ends."""
+        sigmas, arguments = self.sigmas[i:j + 1].clone(), self._arguments(index)
+        sampling = self.guider.inner_model.model_sampling
+        if is_function(sampler):
+            reader = (make_reader or comfy.samplers.KSamplerX0Inpaint)(self.guider, sigmas)
+            reader.latent_image, reader.noise = self.latent_image, self.fill.clone()
+            report = self._report(i)
+            result = sampler.sampler_function(
+                reader, x.clone(), sigmas, extra_args=arguments,
+                callback=lambda told: report(told["i"], told["denoised"], told["x"], j - i), disable=True,
+                **sampler.extra_options)
+            self._check(sampler, result, x, i, j)
+            return (sampling.inverse_noise_scaling(sigmas[-1], result) if j == self.last else result).to(x)
+        result = sampler.sample(
+            self.guider, sigmas, arguments, self._report(i), self._noise_to(sampler, x, sigmas), self.latent_image,
             self.denoise_mask, True)
+        self._check(sampler, result, x, i, j)
+        if j < self.last:
+            result = result / float(sampling.inverse_noise_scaling(self.sigmas[j].cpu(), torch.ones(1).double()))
+        return result.to(x)
+
+    def _noise_to(self, sampler: Any, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        """The noise from which a SAMPLER with its own `sample` starts at state x, as the host noises a latent.
+
+        Raises:
+            ValueError: if there is none, or the sampler would also fill a noise mask with it.
+        """
+        sampling, full = self.guider.inner_model.model_sampling, sampler.max_denoise(self.guider, sigmas)
+        if torch.equal(sampling.noise_scaling(sigmas[0], self.noise, self.latent_image, full), x):
+            return self.noise.clone()
+        if self.denoise_mask is not None:
+            raise ValueError(
+                f"A sampler in pieces expects one of the host's kind under a noise mask, got {name_sampler(sampler)}, "
+                f"which fills the mask by itself; choose another sampler or take the noise mask out.")
+        none, unit, sigma = torch.zeros(1).double(), torch.ones(1).double(), sigmas[0].cpu().double()
+        level = Level(*(float(sampling.noise_scaling(sigma, *parts, full)) for parts in ((none, unit), (unit, none))))
+        if level.noise <= 0:
+            raise ValueError(
+                f"A sampler in pieces expects one of the host's kind on a model that starts from a picture, got "
+                f"{name_sampler(sampler)}; choose another sampler.")
+        return solve_noise(x, self.latent_image, level)
+
+    def _check(self, sampler: Any, result: Any, x: torch.Tensor, i: int, j: int) -> None:
+        """Raises ValueError if what a sampler returned is no state."""
+        name, span = name_sampler(sampler), f"from sigma {float(self.sigmas[i]):.4g} to {float(self.sigmas[j]):.4g}"
+        if not isinstance(result, torch.Tensor) or result.shape != x.shape:
+            got = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            raise ValueError(
+                f"The sampling run expects a latent of the shape {tuple(x.shape)} back from the sampler {name}, got "
+                f"{got}; choose another sampler.")
+        if not bool(result.isfinite().all()):
+            raise ValueError(
+                f"The sampling run expects numbers back from the sampler {name} {span}, got NaN or infinite ones; "
+                f"choose another sampler, or load the model at a higher precision.")
 
     def run(self, x: torch.Tensor, i: int, j: int) -> torch.Tensor:
-        """Sample `x` from grid index i to j and return the state there."""
-        sampler = self.pieces
-        if j == i + 1 and is_gridless(sampler):
-            sampler = comfy.samplers.ksampler("euler", {}, sampler.inpaint_options)
-        return self._sample(sampler, x, i, j, self._arguments(i), final=j == self.last)
+        """Sample `x` from grid index i to j and return the state there. Euler steps for who makes no single step."""
+        if j > i + 1:
+            return self._sample(self.sampler, x, i, j, i)
+        if not self.stepless:
+            try:
+                return self._sample(self.sampler, x, i, j, i)
+            except (ZeroDivisionError, IndexError) as error:
+                logging.warning(
+                    "Mixology: the sampler %s makes no single step (%s), so Euler steps for it inside the window.",
+                    name_sampler(self.sampler), legible(error))
+                self.stepless = True
+        return self._sample(comfy.samplers.ksampler("euler"), x, i, j, i)
 
-    def run_whole(self, x: torch.Tensor, guider: Any = None) -> torch.Tensor:
-        """Run the sampler untouched from `begin` to the end; bit-identical to it on the same start."""
-        self.pieces, self.guider = self.sampler, guider or self.guider
-        return self._sample(self.sampler, x, self.begin, self.last, self._arguments(None), final=True)
+    def run_whole(self, x: torch.Tensor, make_reader: MakeReader | None = None) -> torch.Tensor:
+        """Run the sampler untouched from `begin` to the end; bit-identical to it on the same start.
+
+        Args:
+            make_reader: what stands between the sampler and the guider; the host's KSamplerX0Inpaint without it.
+
+        Raises:
+            ValueError: if the sampler is no function, and so lets nothing stand there; on a seed beyond the sampler's.
+        """
+        if make_reader is not None and not is_function(self.sampler):
+            raise ValueError(
+                f"variant diffusers expects a sampler of the host's kind, got {name_sampler(self.sampler)}, which "
+                f"reads the model by itself; choose another sampler or variant paper.")
+        try:
+            return self._sample(self.sampler, x, self.begin, self.last, None, make_reader)
+        except (ValueError, RuntimeError) as error:
+            if "overflow" not in str(error).lower() or self.extra_args.get("seed") != MOST_SEED:
+                raise
+            raise ValueError(
+                f"seed expects less than {MOST_SEED} for the sampler {name_sampler(self.sampler)}, which counts on "
+                f"from it, got just that; enter a smaller one.") from error
 
     def close(self) -> None:
         self.bar.close()

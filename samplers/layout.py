@@ -40,6 +40,40 @@ def find_window(sigmas: Sequence[float], sigma_max: float, sigma_min: float) -> 
     return Window(start, first_below(sigma_min, start))
 
 
+def check_start(sigmas: Sequence[float], window: Window, sigma_max: float, k_max: float) -> None:
+    """Raises ValueError if no step starts at or below k_max, though the schedule goes below it.
+
+    The result would be the layout itself, which is what k_max 0, or one at or below the last sigma, asks for.
+
+    Args:
+        sigmas: falling noise levels.
+        sigma_max: noise level of k_max.
+    """
+    last = len(sigmas) - 1
+    if window.start == last and sigma_max > sigmas[last] * (1 + SIGMA_TOLERANCE):
+        raise ValueError(
+            f"k_max {k_max:g} expects a schedule with a step that starts at or below its sigma {sigma_max:.4g}, got one "
+            f"that jumps from sigma {sigmas[last - 1]:.4g} to {sigmas[last]:.4g}, so the prompt would never be read; "
+            f"use more steps, a larger k_max or another scheduler.")
+
+
+def check_steps(
+    sigmas: Sequence[float], window: Window, levels: tuple[float, float], ends: tuple[float, float],
+) -> None:
+    """Raises ValueError if no step of the window can be mixed, so that nu would do nothing.
+
+    Args:
+        sigmas: falling noise levels.
+        levels: noise levels of k_max and k_min; ends: k_max and k_min.
+    """
+    if not any(sigmas[i + 1] > 0 for i in range(window.start, window.stop)):
+        path = ", ".join(f"{sigma:.4g}" for sigma in sigmas[max(window.start - 1, 0):window.stop + 2])
+        raise ValueError(
+            f"The mixing window from k_max {ends[0]:g} to k_min {ends[1]:g} (sigma {levels[0]:.4g} to {levels[1]:.4g}) "
+            f"expects a step that starts inside it and ends above sigma 0, got none on this schedule (... {path} ...), "
+            f"so nu would do nothing; use more steps, a wider window or another scheduler.")
+
+
 def mix_states(own: torch.Tensor, layout: torch.Tensor, nu: torch.Tensor) -> torch.Tensor:
     """nu * own + (1 - nu) * layout, exact at nu 0, at nu 1 and where both are equal (paper, section 3.2).
 

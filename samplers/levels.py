@@ -1,0 +1,30 @@
+"""Noise levels as users hand them over: a schedule's sigmas."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def check_falling(sigmas: Sequence[float], node: str) -> None:
+    """Raises ValueError unless a schedule falls from step to step, is finite, has a step and ends at 0 or above.
+
+    Args:
+        sigmas: noise levels, one more than steps.
+        node: who reads them, for the message.
+    """
+    if len(sigmas) < 2:
+        raise ValueError(
+            f"{node} expects a schedule of at least one step, got {len(sigmas)} sigma(s); raise the steps, or look at "
+            f"the node that splits the sigmas.")
+    if not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
+        raise ValueError(
+            f"{node} expects sigmas that are numbers from 0 up, got others among them; connect a scheduler node.")
+    for before, after in zip(sigmas, sigmas[1:]):
+        if after > before:
+            raise ValueError(
+                f"{node} expects sigmas that fall from noise to picture, got {before:.4g} followed by {after:.4g}; "
+                f"take Flip Sigmas out, or connect a scheduler node.")
+        if after == before:
+            raise ValueError(
+                f"{node} expects sigmas that fall at every step, got {before:.4g} twice in a row; use fewer steps or "
+                f"another scheduler.")
