@@ -102,7 +102,7 @@ def test_normalized_attention_guidance_reaches_every_style(model: Any) -> None:
     close(merged, merged_plain_steps(patched, masks, STYLES, [3.0, 5.0, 1.0], latent, 2.0))
     plain = one_step(merger(model, masks, STYLES[:3], cfg_per_style="3 5 1"), latent, 2.0)
     for place in range(3):  # each style, not one for all
-        where = masks[place] > 0.9
+        where = masks.argmax(0) == place
         assert not torch.allclose(merged[..., where], plain[..., where], atol=1e-3)
 
 
@@ -236,8 +236,7 @@ def test_nodes_that_draw_from_the_global_generator(model: Any) -> None:
 
 
 def test_flipped_sigmas_unsample_as_in_the_core(model: Any) -> None:
-    sigmas, latent, masks = tiny.sigmas_of(model, "simple", 4).flip(0), tiny.latent(), gradient()
-    sigmas[0] = 1e-4  # as the core's Flip Sigmas leaves it
+    sigmas, latent, masks = torch.tensor([0.3, 1.0, 4.0]), tiny.latent(), gradient()
     close(run(merger(model, masks), latent, sigmas),
           run(tiny.cfg_guider(model, masked_combine(masks, STYLES), NEGATIVE), latent, sigmas), 1e-3)
 
