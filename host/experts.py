@@ -1,7 +1,9 @@
 """The experts of a fusion: a model each with prompts of its own, as the host runs it, beside the others."""
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,15 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from .conds import attention_patches, evaluate, keeps_state, shown_as_pairs, wants_pairs
 from .cycle import noise_levels
+from .own_copies import Copies, copy_cond
 
 KEY = "mixology_fusion"
 MAX_EXPERTS = 256  # winners are kept as bytes
 TOLERANCE = 1e-3  # between two models' noise levels
+PREVIEW = ("latent_rgb_", "taesd_")
+ROOM = 300  # frames of Python's call stack that the innermost run may need
 PLAIN = (int, float, str, bool, bytes, type(None), torch.dtype, torch.device)
 # All that makes two patched models of one checkpoint act unlike.
 PATCHES = ("model_options", "object_patches", "weight_wrapper_patches", "wrappers", "callbacks", "injections",
@@ -42,17 +48,20 @@ def add_expert(
     """The experts and one more behind them.
 
     Raises:
-        ValueError: on an empty conditioning, a negative temperature, or another latent format or noise schedule than
-            that of the experts before.
+        ValueError: on an empty conditioning, a cfg that is no number, a negative temperature, or another latent format
+            or noise schedule than that of the experts before.
     """
     for name, conditioning in (("positive", positive), ("negative", negative)):
         if not conditioning:
             raise ValueError(
                 f"{name} expects a prompt, got an empty conditioning; connect for instance CLIP Text Encode to it."
             )
-    if not temperature >= 0:
+    if not math.isfinite(cfg):
+        raise ValueError(f"cfg expects a number such as 7.5, got {cfg}; correct it.")
+    if not 0 <= temperature < math.inf:
         raise ValueError(
-            f"temperature expects 0 or more (the paper uses 1 and 3), got {temperature:g}; raise it."
+            f"temperature expects 0 or more (the paper uses 1 and 3), got {temperature:g}; "
+            f"{'lower' if temperature > 0 else 'raise'} it."
         )
     before = tuple(experts or ())
     if before:
@@ -65,7 +74,7 @@ def add_expert(
 def check_fit(first: Any, other: Any, index: int) -> None:
     """Raises ValueError if model `index` reads latents or noise levels otherwise than the first."""
     formats = [model.get_model_object("latent_format") for model in (first, other)]
-    if not is_same(type(formats[0]), type(formats[1])) or not is_same(vars(formats[0]), vars(formats[1])):
+    if type(formats[0]) is not type(formats[1]) or not is_same(*(latent_fields(own) for own in formats)):
         names = [f"{type(kind).__name__} with {kind.latent_channels} channels" for kind in formats]
         raise ValueError(
             f"The experts expect one latent format, got {names[0]} of expert 0 and {names[1]} of expert {index}; use "
@@ -78,12 +87,26 @@ def check_fit(first: Any, other: Any, index: int) -> None:
     if not math.isclose(*highest, rel_tol=TOLERANCE) or any(
             not math.isclose(getattr(a, part), getattr(b, part), rel_tol=TOLERANCE, abs_tol=1e-6)
             for a, b in zip(*levels) for part in ("signal", "noise")):
-        kinds = [f"{'flow' if level[0].signal < 1 else 'diffusion'} from sigma {top:g}"
-                 for level, top in zip(levels, highest)]
+        flows = [is_flow(sampling) for sampling in samplings]
+        kinds = [f"{'flow' if flow else 'diffusion'} from sigma {top:g}" for flow, top in zip(flows, highest)]
+        remedy = "models that start from the same noise, or set them alike with ModelSamplingDiscrete"
+        if any(flows):
+            remedy = "models of one kind, such as two flow models of one family"
         raise ValueError(
             f"The experts expect one noise schedule, got {kinds[0]} of expert 0 and {kinds[1]} of expert {index}; use "
-            f"models that start from the same noise, or set them alike with ModelSamplingDiscrete."
+            f"{remedy}."
         )
+
+
+def latent_fields(latent_format: Any) -> dict[str, Any]:
+    """What a latent format does to latents: all but how previews are drawn, which may differ in each object."""
+    return {name: value for name, value in vars(latent_format).items() if not name.startswith(PREVIEW)}
+
+
+def is_flow(sampling: Any) -> bool:
+    """Whether noise takes the place of the picture, as in flow models, or is added to it: measured, at half the noise."""
+    middle = sampling.percent_to_sigma(0.5)
+    return noise_levels(sampling, torch.tensor([float(middle)]))[0].signal < 1 - TOLERANCE
 
 
 def is_same(a: Any, b: Any) -> bool:
@@ -144,8 +167,20 @@ class Opening(comfy.samplers.Sampler):
         latent_image: torch.Tensor | None = None, denoise_mask: torch.Tensor | None = None, disable_pbar: bool = False,
     ) -> torch.Tensor:
         model_wrap.run_options = extra_args["model_options"]
+        check_depth()
         self.result = self.proceed()
         return torch.zeros_like(noise)  # the host takes it out of model space; nobody reads it
+
+
+def check_depth() -> None:
+    """Raises ValueError if one more run inside the runs that are open would exceed Python's call depth."""
+    depth, frame = 0, inspect.currentframe()
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back
+    if depth + ROOM > sys.getrecursionlimit():
+        raise ValueError(
+            "The Saliency Fusion Guider expects fewer experts, got so many that their runs, one inside the other, exceed "
+            "Python's call depth; remove some experts, or nodes that wrap the runs of their models (such as caches).")
 
 
 class ExpertGuider(comfy.samplers.CFGGuider):
@@ -169,27 +204,21 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         self.inner_set_conds({"positive": expert.positive, "negative": expert.negative})
         self.set_cfg(expert.cfg)
         self.temperature = expert.temperature
-        self.mates: list[ExpertGuider] = [self]  # experts that are evaluated with this one's weights
+        self.loaded, self.given = self.model_patcher, self.original_conds
+        self.mates: Sequence[ExpertGuider] = ()  # evaluated with this one's weights, during a run
         self.run_options: dict[str, Any] = {}  # during a run
         self.reading: Reading | None = None  # the latest
         self.shape: torch.Size | None = None
 
-    def copy_controls(self, copies: dict[int, Any]) -> None:
-        """Use ControlNets of its own: one keeps state of the model that it ran with (a ControlLoRA, weights).
+    def inner_set_conds(self, conds: dict[str, Any]) -> None:
+        """Other nodes give prompts to a copy of a guider; those of the original stay."""
+        self.original_conds = dict(self.original_conds)
+        super().inner_set_conds(conds)
 
-        Args:
-            copies: by id of the original; shared by the mates, whose equal prompts stay equal.
-        """
-        def copy(control: Any) -> Any:
-            if control is not None and id(control) not in copies:
-                previous = copy(control.previous_controlnet)
-                copies[id(control)] = control.copy().set_previous_controlnet(previous)
-            return copies.get(id(control))
-
-        for conds in self.original_conds.values():
-            for cond in conds:
-                if cond.get("control") is not None:
-                    cond["control"] = copy(cond["control"])
+    def own_prompts(self, copies: Copies) -> None:
+        """Use ControlNets and hooks of its own. Copies are shared by the mates, whose equal prompts stay equal."""
+        self.original_conds = {
+            name: [copy_cond(cond, copies) for cond in conds] for name, conds in self.given.items()}
 
     def open(
         self, proceed: Callable[[], torch.Tensor], noise: torch.Tensor, latent_image: torch.Tensor,
@@ -224,24 +253,23 @@ class ExpertGuider(comfy.samplers.CFGGuider):
     def is_present(self) -> bool:
         """Whether the host holds this expert's patched weights, and its ControlNets, ready for use."""
         loaded = {id(model) for model in comfy.model_management.loaded_models()}
-        needed = [self.model_patcher, *(model for mate in self.mates for model in mate.loaded_models)]
+        needed = [self.model_patcher, *(model for own in (self, *self.mates) for model in own.loaded_models)]
         return all(id(model) in loaded for model in needed)
 
     def bring_weights(self) -> None:
         """Have the host load this expert's weights, if they are not there."""
         if not self.is_present():
-            conds = {f"{name} {i}": conds for i, mate in enumerate(self.mates) for name, conds in mate.conds.items()}
+            conds = {f"{name} {i}": conds for i, own in enumerate((self, *self.mates)) for name, conds in own.conds.items()}
             comfy.sampler_helpers.prepare_sampling(self.model_patcher, self.shape, conds, self.model_options)
         self.inner_model.current_patcher = self.model_patcher
 
     def evaluate(
-        self, rows: list[list[dict[str, Any]]], x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any],
+        self, rows: list[list[dict[str, Any]]], negative: list[bool], x: torch.Tensor, timestep: torch.Tensor,
+        options: dict[str, Any],
     ) -> list[torch.Tensor]:
         """Denoised of each prompt by this expert's model, from one call of the host."""
-        if "sampler_calc_cond_batch_function" in options:
-            return options["sampler_calc_cond_batch_function"]({
-                "conds": rows, "input": x, "sigma": timestep, "model": self.inner_model, "model_options": options})
-        return comfy.samplers.calc_cond_batch(self.inner_model, rows, x, timestep, options)
+        with shown_as_pairs(options, rows, negative):
+            return evaluate(self.inner_model, rows, x, timestep, options)
 
     def guide(
         self, cond: torch.Tensor, uncond: torch.Tensor, x: torch.Tensor, timestep: torch.Tensor,
@@ -281,7 +309,11 @@ class ExpertGuider(comfy.samplers.CFGGuider):
 
 def may_share(a: ExpertGuider, b: ExpertGuider) -> bool:
     """Whether two experts may be evaluated in one call: one model, and nothing that wants a pair of its own."""
-    wrappers = [a.source.get_all_wrappers(WrappersMP.PREDICT_NOISE), comfy.patcher_extension.get_all_wrappers(
-        WrappersMP.PREDICT_NOISE, a.source.model_options, is_model_options=True)]
-    paired = any(wrappers) or "sampler_calc_cond_batch_function" in a.source.model_options
-    return not (paired or a.has_hooks or b.has_hooks) and is_same_model(a.source, b.source)
+    models = [own.source if own.model_patcher is own.loaded else own.model_patcher for own in (a, b)]
+    if any(own.has_hooks or own.model_options is not own.model_patcher.model_options for own in (a, b)):
+        return False  # the latter where a node exchanged the options of a guider's copy
+    wrappers = [models[0].get_all_wrappers(WrappersMP.PREDICT_NOISE), comfy.patcher_extension.get_all_wrappers(
+        WrappersMP.PREDICT_NOISE, models[0].model_options, is_model_options=True)]
+    options = models[0].model_options  # a patch that records (self-attention guidance) does so of one negative
+    return not (any(wrappers) or wants_pairs(options) or any(map(keeps_state, attention_patches(options)))) and (
+        is_same_model(*models))

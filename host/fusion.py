@@ -18,9 +18,14 @@ from ..samplers.fusion import (
     pick_winners,
     split_winners,
 )
+from ..samplers.wording import legible
+from .conds import check_sigmas, is_active, wants_pairs
 from .experts import Expert, ExpertGuider, is_same_prompt, may_share
-from .spatial import is_active
+from .maps import RunMaps
+from .own_copies import Copies, check_shared
 
+NODE = "The Saliency Fusion Guider"
+UNCONDS = ("own", "first")
 POST_CFG = "sampler_post_cfg_function"
 CFG_ONE = "disable_cfg1_optimization"
 
@@ -35,15 +40,19 @@ class Run:
     Attributes:
         shape: of the winners, [B, ..., H, W].
         window: sigmas between which the experts are fused, as the host writes a prompt's time range.
+        leads: for each expert the first one that it is evaluated with.
         rows: for each expert the first one that evaluates the same positive, and the same negative.
         latest: winners of the last evaluation; winners: those of each step.
+        denoised: what the sampler reported last, in model space.
     """
 
     shape: tuple[int, ...]
     window: dict[str, float]
+    leads: list[int]
     rows: list[tuple[int, int]] = field(default_factory=list)
     latest: torch.Tensor | None = None
     winners: dict[int, torch.Tensor] = field(default_factory=dict)
+    denoised: torch.Tensor | None = None
 
 
 class SaliencyGuider(ExpertGuider):
@@ -56,6 +65,8 @@ class SaliencyGuider(ExpertGuider):
 
     Saliency is measured on what the model answers, before any function of other nodes; those act on their own expert's
     guidance. Functions that a sampler adds for itself see the fused prediction.
+
+    A copy (copy.copy) shares the other experts and the maps, and may be given prompts, a model or options of its own.
 
     Args:
         experts: two or more.
@@ -79,6 +90,8 @@ class SaliencyGuider(ExpertGuider):
                 f"one Fusion Expert to the next."
             )
         check_settings(blur, softness, start_percent, end_percent)
+        if saliency_uncond not in UNCONDS:
+            raise ValueError(f"saliency_uncond expects own or first, got {legible(saliency_uncond)}; pick one of them.")
         if not 0 <= outside < len(experts):
             raise ValueError(
                 f"outside expects the number of an expert, 0 to {len(experts) - 1}, got {outside}; lower it or connect "
@@ -87,19 +100,18 @@ class SaliencyGuider(ExpertGuider):
         super().__init__(experts[0])
         self.blur, self.softness, self.saliency_uncond = blur, softness, saliency_uncond
         self.start_percent, self.end_percent, self.outside = start_percent, end_percent, outside
-        self.experts: list[ExpertGuider] = [self]
+        self.others: list[ExpertGuider] = []
         for expert in experts[1:]:
             held = any(expert.model is other.source for other in self.experts)
-            self.experts.append(ExpertGuider(expert, held))
-        self.leads = [next(i for i, lead in enumerate(self.experts[:n + 1]) if lead is own or may_share(lead, own))
-                      for n, own in enumerate(self.experts)]
-        for lead in set(self.leads):
-            mates = self.experts[lead].mates = [own for own, index in zip(self.experts, self.leads) if index == lead]
-            copies: dict[int, Any] = {}
-            for own in mates if lead > 0 else []:
-                own.copy_controls(copies)
+            self.others.append(ExpertGuider(expert, held))
         self.run: Run | None = None
         self.winners: torch.Tensor | None = None  # of the last run, [steps, B, ..., H, W] in bytes
+        self.maps = RunMaps()
+
+    @property
+    def experts(self) -> list[ExpertGuider]:
+        """All experts in order."""
+        return [self, *self.others]
 
     def sample(
         self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor,
@@ -113,26 +125,60 @@ class SaliencyGuider(ExpertGuider):
             )
         if sigmas.shape[-1] == 0:
             return latent_image
-        run = self.run = Run((len(noise), *noise.shape[2:]), self._find_window())
+        check_sigmas(sigmas, NODE)
+        run = self.run = Run((len(noise), *noise.shape[2:]), self._find_window(), self._share())
         self.winners = None
 
         def report(step: int, *state: Any) -> None:
             if run.latest is not None:
                 run.winners[step] = run.latest
+            run.denoised = state[0]
             if callback is not None:
                 callback(step, *state)
 
         proceed: Callable[[], torch.Tensor] = partial(
             super().sample, noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed)
-        for expert in self.experts[1:]:
+        for expert in self.others:
             proceed = partial(expert.open, proceed, noise, latent_image, sigmas, denoise_mask, seed)
         try:
             result = proceed()
-            if run.winners:
-                self.winners = torch.stack([run.winners[step] for step in sorted(run.winners)]).cpu()
+            self._keep(run, result, latent_image)
             return result
         finally:
             self.run, self.reading = None, None
+            for own in self.experts:
+                own.mates = ()
+
+    def _share(self) -> list[int]:
+        """Decide which experts are evaluated together; each of the others gets ControlNets and hooks of its own.
+
+        Raises:
+            ValueError: where two would disturb each other; see `check_shared`.
+        """
+        experts = self.experts
+        leads = [next(i for i, lead in enumerate(experts[:n + 1]) if lead is own or may_share(lead, own))
+                 for n, own in enumerate(experts)]
+        for lead in set(leads):
+            mates = [own for own, index in zip(experts, leads) if index == lead]
+            experts[lead].mates = mates[1:]
+            copies: Copies = {}
+            for own in mates:
+                if lead > 0:
+                    own.own_prompts(copies)
+                elif own is not self:
+                    own.original_conds = own.given
+        check_shared(experts)
+        return leads
+
+    def _keep(self, run: Run, result: torch.Tensor, latent_image: torch.Tensor) -> None:
+        """Keep the winners of a finished run for the latents that the host's sampler nodes make of it."""
+        if not run.winners:
+            return
+        self.winners = torch.stack([run.winners[step] for step in sorted(run.winners)]).cpu()
+        given = [result]
+        if run.denoised is not None:
+            given.append(self.model_patcher.model.process_latent_out(run.denoised.cpu()))
+        self.maps.keep(self.winners, given, latent_image)
 
     def _find_window(self) -> dict[str, float]:
         if self.start_percent <= 0.0 and self.end_percent >= 1.0:
@@ -141,19 +187,20 @@ class SaliencyGuider(ExpertGuider):
         return {"timestep_start": sampling.percent_to_sigma(self.start_percent),
                 "timestep_end": sampling.percent_to_sigma(self.end_percent)}
 
-    def _match_rows(self) -> list[tuple[int, int]]:
+    def _match_rows(self, leads: list[int]) -> list[tuple[int, int]]:
         """Which expert evaluates each expert's positive and negative; only known once the host made them ready."""
         def first(n: int, name: str) -> int:
-            return next(i for i in range(n + 1) if self.leads[i] == self.leads[n] and is_same_prompt(
-                self.experts[i].conds[name], self.experts[n].conds[name]))
+            return next(i for i in range(n + 1) if leads[i] == leads[n] and is_same_prompt(
+                experts[i].conds[name], experts[n].conds[name]))
 
-        return [(first(n, "positive"), first(n, "negative")) for n in range(len(self.experts))]
+        experts = self.experts
+        return [(first(n, "positive"), first(n, "negative")) for n in range(len(experts))]
 
     def _choose(self, run: Run, timestep: torch.Tensor) -> list[int]:
         """The experts to evaluate at this sigma."""
         if not is_active([run.window], timestep):
             return [self.outside]
-        run.rows = run.rows or self._match_rows()
+        run.rows = run.rows or self._match_rows(run.leads)
         if len({(*rows, own.cfg, own.temperature) for rows, own in zip(run.rows, self.experts)}) == 1:
             return [0]
         every = range(len(self.experts))
@@ -179,7 +226,7 @@ class SaliencyGuider(ExpertGuider):
             winners = torch.full((len(x), *x.shape[2:]), chosen[0], dtype=torch.uint8, device=x.device)
             result = self._predict_alone(self.experts[chosen[0]], x, timestep, passed, added, seed)
         else:
-            for group in self._group(chosen):
+            for group in self._group(chosen, run.leads):
                 self._read(group, run, x, timestep, passed, added, seed)
             saliency = self._measure(chosen, timestep)
             winners = torch.tensor(chosen, dtype=torch.uint8, device=x.device)[pick_winners(saliency)]
@@ -188,24 +235,25 @@ class SaliencyGuider(ExpertGuider):
             run.latest = winners
         return result
 
-    def _group(self, chosen: list[int]) -> list[list[int]]:
+    def _group(self, chosen: list[int], leads: list[int]) -> list[list[int]]:
         """The chosen experts by whom they are evaluated with; those whose weights are present first."""
-        groups = [[n for n in chosen if self.leads[n] == lead] for lead in sorted(set(self.leads))]
+        groups = [[n for n in chosen if leads[n] == lead] for lead in sorted(set(leads))]
         return sorted([group for group in groups if group],
-                      key=lambda group: not self.experts[self.leads[group[0]]].is_present())
+                      key=lambda group: not self.experts[leads[group[0]]].is_present())
 
     def _options_for(self, expert: ExpertGuider, passed: Options, added: list[Any]) -> Options:
-        """Options of an expert's own run, without the functions that the sampler added to those of expert 0."""
+        """Options of an expert's own run, without the functions that the sampler added to those of expert 0.
+
+        One object for the whole run, as a sampler's: nodes keep their state in it.
+        """
         if expert is self:
             return {**passed, POST_CFG: [function for function in passed[POST_CFG] if function not in added]} if (
                 added) else passed
-        options = dict(expert.run_options)
-        given = passed.get("transformer_options", {})
+        options, given = expert.run_options, passed.get("transformer_options", {})
         if "sample_sigmas" in given:  # a sampler that runs in pieces sets its own
-            options["transformer_options"] = {
-                **options["transformer_options"], "sample_sigmas": given["sample_sigmas"]}
-        if passed.get(CFG_ONE, False) and not self.model_options.get(CFG_ONE, False):
-            options[CFG_ONE] = True
+            options["transformer_options"]["sample_sigmas"] = given["sample_sigmas"]
+        asked = passed.get(CFG_ONE, False) and not self.model_options.get(CFG_ONE, False)
+        options[CFG_ONE] = expert.model_options.get(CFG_ONE, False) or asked
         return options
 
     def _predict_alone(
@@ -222,8 +270,12 @@ class SaliencyGuider(ExpertGuider):
         seed: int | None,
     ) -> None:
         """Evaluate a group of experts in one call and guide each; every one keeps its reading."""
-        lead = self.experts[self.leads[group[0]]]
+        lead = self.experts[run.leads[group[0]]]
         options = self._options_for(lead, passed, added)
+        if len(group) > 1 and wants_pairs(options):  # a node that a wrapper or sampler put there
+            for n in group:
+                self._read([n], run, x, timestep, passed, added, seed)
+            return
         rows: list[tuple[str, int]] = []  # cond, uncond, more: patches of other packs read position 0 as cond
         for n in group:
             for row in (("positive", run.rows[n][0]), ("negative", run.rows[n][1])):
@@ -232,9 +284,11 @@ class SaliencyGuider(ExpertGuider):
 
         def predict(x: torch.Tensor, timestep: torch.Tensor, options: Options, seed: int | None = None) -> torch.Tensor:
             prompts = [self.experts[n].conds[name] for name, n in rows]
-            found = dict(zip(rows, lead.evaluate(prompts, x, timestep, options)))
+            negative = [name == "negative" for name, _ in rows]
+            found = dict(zip(rows, lead.evaluate(prompts, negative, x, timestep, options)))
             return [self.experts[n].guide(
-                found["positive", run.rows[n][0]], found["negative", run.rows[n][1]], x, timestep, options,
+                found["positive", run.rows[n][0]], found["negative", run.rows[n][1]], x, timestep,
+                options if self.experts[n] is lead else self._options_for(self.experts[n], passed, added),
             ) for n in group][0]
 
         guided = lead.wrap(predict, x, timestep, options, seed)  # wrappers only where the group is one expert
@@ -267,37 +321,43 @@ class SaliencyGuider(ExpertGuider):
 
 
 def show_maps(guider: Any, latent: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each expert won in the guider's last run, step by step.
+    """What each expert won in the guider's run that made a latent, step by step.
 
     Args:
-        latent: the LATENT that was sampled.
+        latent: a LATENT that came out of the sampling node, also one of a list.
 
     Returns:
         IMAGE [steps * B, H, W, 3] at the picture's size, a colour for each expert, and MASK [experts * steps * B, h, w]
         at the latent's size, expert after expert. A video's frames count as images.
 
     Raises:
-        ValueError: for another kind of guider, before it has run, and for a latent of another shape.
+        ValueError: for another kind of guider, before it has run, and for a latent that no run of it made.
     """
     if not isinstance(guider, SaliencyGuider):
         raise ValueError(
             f"Saliency Maps expects a guider from Saliency Fusion Guider, got {type(guider).__name__}; connect "
             f"that one."
         )
-    if guider.winners is None:
-        raise ValueError(
-            "Saliency Maps expects a guider that has sampled, got one without a finished run; connect the latent that "
-            "it sampled, and run the sampling node again (for instance with another seed)."
-        )
     samples = latent["samples"]
-    found, wanted = tuple(guider.winners.shape[1:]), (len(samples), *samples.shape[2:])
-    if found != wanted:
-        raise ValueError(
-            f"Saliency Maps expects the latent of the guider's last run, with the shape {describe(found)}, got "
-            f"{describe(wanted)}; connect that latent, and use one guider for each sampling node."
-        )
+    winners = guider.maps.find(samples)
+    if winners is None:
+        raise ValueError(explain_missing(guider, samples))
     factor = guider.model_patcher.get_model_object("latent_format").spacial_downscale_ratio
-    return draw_winners(guider.winners, factor), split_winners(guider.winners, len(guider.experts))
+    return draw_winners(winners, factor), split_winners(winners, len(guider.experts))
+
+
+def explain_missing(guider: SaliencyGuider, samples: torch.Tensor) -> str:
+    """Why no run of the guider made a latent, and what to do."""
+    if not guider.maps.runs:
+        return ("Saliency Maps expects a guider that has sampled, got one without a finished run; connect the latent that "
+                "it sampled, and run the sampling node again (for instance with another seed).")
+    found, wanted = tuple(guider.maps.runs[-1].winners.shape[1:]), (len(samples), *samples.shape[2:])
+    if found != wanted:
+        return (f"Saliency Maps expects the latent of the guider's last run, with the shape {describe(found)}, got "
+                f"{describe(wanted)}; connect that latent, and use one guider for each sampling node.")
+    return ("Saliency Maps expects a latent as it came out of the sampling node, got one that none of the "
+            f"{len(guider.maps.runs)} run(s) that the guider remembers has made; connect an output of that node "
+            "directly, or run it again (for instance with another seed).")
 
 
 def describe(shape: Sequence[int]) -> str:

@@ -17,10 +17,9 @@ from ..samplers.spatial import (
     parse_cfg_list,
     resize_masks,
 )
+from .conds import Conds, check_sigmas, evaluate, is_active, shown_as_pairs, wants_pairs
 
 STYLE = "mixology_style"  # own key in a cond: which style it belongs to
-
-Conds = list[dict[str, Any]]
 
 
 class EpsilonMergeGuider(comfy.samplers.CFGGuider):
@@ -34,6 +33,9 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
     prediction sum_i M_i c_i as cond, u as uncond, and cfg; what they change in cond changes every style alike. A
     style's own CFG adds M_i (s_i - cfg)(c_i - u) before the post-CFG functions see the result.
 
+    Nodes that know one positive and one negative only (`wants_pairs`) are asked for each style with its negative, as in
+    a plain run of it: 2 N evaluations, and a u of its own for each style.
+
     Args:
         model: the patched model.
         masks: MASK [N, H, W] or [N-1, H, W]; see `check_masks`.
@@ -42,7 +44,8 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
         cfg: guidance scale; cfg_per_style: "5, 7.5", scales of the first styles.
 
     Raises:
-        ValueError: on an empty conditioning, masks that do not fit, or an unreadable cfg_per_style.
+        ValueError: on an empty conditioning, masks that do not fit, a cfg that is no number, or an unreadable
+            cfg_per_style.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
                 raise ValueError(
                     f"{name} expects a prompt, got an empty conditioning; connect for instance CLIP Text Encode to it."
                 )
+        if not math.isfinite(cfg):
+            raise ValueError(f"cfg expects a number such as 7.5, got {cfg}; correct it.")
         self.masks = check_masks(masks, len(positives))
         self.own_scales = parse_cfg_list(cfg_per_style, len(positives))
         self.weights: torch.Tensor | None = None  # the masks at the latent's size, during a run
@@ -64,6 +69,21 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
             for entry in node_helpers.conditioning_set_values(conditioning, {STYLE: i})]
         self.inner_set_conds({"positive": marked, "negative": negative})
         self.set_cfg(cfg)
+
+    def inner_set_conds(self, conds: dict[str, Any]) -> None:
+        """Other nodes give prompts to a copy of a guider; those of the original stay."""
+        self.original_conds = dict(self.original_conds)
+        super().inner_set_conds(conds)
+        found = {cond.get(STYLE) for cond in self.original_conds["positive"]}
+        if found != set(range(len(self.masks))):
+            raise ValueError(
+                "The Epsilon Merge Guider expects the prompts of its own styles, got another prompt from a node that "
+                "exchanges a guider's prompts; remove that node, or use CFG Guider with it.")
+
+    def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor, *args: Any,
+               **kwargs: Any) -> torch.Tensor:
+        check_sigmas(sigmas, "The Epsilon Merge Guider")
+        return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     def inner_sample(self, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if noise.ndim < 4:
@@ -143,26 +163,23 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
         self, styles: list[Conds], negatives: list[Conds] | None, x: torch.Tensor, timestep: torch.Tensor,
         options: dict[str, Any],
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Predictions c_i and u_i of each style from one call of the host; u_i is zero without `negatives`."""
+        """Predictions c_i and u_i of each style, from one call of the host; u_i is zero without `negatives`."""
+        if wants_pairs(options):
+            pairs = [evaluate(self.inner_model, [style, own], x, timestep, options)
+                     for style, own in zip(styles, negatives or [None] * len(styles))]
+            return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         distinct: list[Conds | None] = [None]
         which = [0] * len(styles)
         if negatives is not None:
             distinct = [conds for i, conds in enumerate(negatives) if not any(conds is n for n in negatives[:i])]
             which = [next(k for k, conds in enumerate(distinct) if conds is own) for own in negatives]
         # cond, uncond, more: patches of other packs read position 0 as cond and 1 as uncond
-        first, second, *rest = comfy.samplers.calc_cond_batch(
-            self.inner_model, [styles[0], distinct[0], *styles[1:], *distinct[1:]], x, timestep, options)
         more = len(styles) - 1
+        lists = [styles[0], distinct[0], *styles[1:], *distinct[1:]]
+        with shown_as_pairs(options, lists, [False, True, *[False] * more, *[True] * (len(distinct) - 1)]):
+            first, second, *rest = evaluate(self.inner_model, lists, x, timestep, options)
         unconds = [second, *rest[more:]]
         return [first, *rest[:more]], [unconds[k] for k in which]
-
-
-def is_active(conds: Conds, sigma: torch.Tensor) -> bool:
-    """Whether any cond covers this sigma. A style that is out of its time leaves its place to the others."""
-    return any(
-        ("timestep_start" not in cond or bool(sigma[0] <= cond["timestep_start"]))
-        and ("timestep_end" not in cond or bool(sigma[0] >= cond["timestep_end"]))
-        for cond in conds)
 
 
 def confine(conds: Conds, weight: torch.Tensor, like: torch.Tensor) -> Conds:

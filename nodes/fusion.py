@@ -72,7 +72,7 @@ class SaliencyGuider(io.ComfyNode):
                     "Where it ends. With 0.4 the outside expert alone finishes the picture.")),
                 io.Int.Input("outside", default=0, min=0, max=255, tooltip=(
                     "Which expert samples outside the window, counted from 0.")),
-                io.Combo.Input("saliency_uncond", options=["own", "first"], default="own", tooltip=(
+                io.Combo.Input("saliency_uncond", options=list(fusion.UNCONDS), default="own", tooltip=(
                     "What a response is measured against: the expert's own negative, as in the paper, or that of the "
                     "first expert, as in the published code.")),
             ],

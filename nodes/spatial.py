@@ -6,10 +6,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import spatial
-from ..samplers.spatial import MAX_MASKS, draw_gradient_masks
+from ..samplers.spatial import MAX_MASKS, MAX_SIDE, PROFILES, draw_gradient_masks
 
 ALIASES = ["dual style", "regional prompt", "style blend", "mixology"]
-MAX_SIDE = 16384
 
 
 class GradientMask(io.ComfyNode):
@@ -25,7 +24,7 @@ class GradientMask(io.ComfyNode):
                 io.Int.Input("width", default=512, min=1, max=MAX_SIDE, tooltip=(
                     "Width of the masks in pixels; that of the picture. They are resized to the latent later.")),
                 io.Int.Input("height", default=512, min=1, max=MAX_SIDE, tooltip="Height of the masks in pixels."),
-                io.Combo.Input("profile", options=["linear", "logistic"], default="linear", tooltip=(
+                io.Combo.Input("profile", options=list(PROFILES), default="linear", tooltip=(
                     "linear: an even blend from side to side. logistic: each style keeps its area, with a short "
                     "transition between.")),
                 io.Int.Input("parts", default=2, min=2, max=MAX_MASKS, tooltip="How many styles along the angle."),

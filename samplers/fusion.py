@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from .spatial import blend_styles
 
 PUBLISHED_SIDE = 64  # latent pixels for which the published blur was set
+MAX_SOFTNESS = 1000
 PALETTE = (  # far apart also for colour-blind eyes, light and dark in turn
     (0.00, 0.45, 0.70), (0.90, 0.62, 0.00), (0.00, 0.62, 0.45), (0.80, 0.47, 0.65), (0.94, 0.89, 0.26),
     (0.84, 0.37, 0.00), (0.34, 0.71, 0.91), (0.60, 0.60, 0.60),
@@ -31,7 +32,8 @@ def measure_response(cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tens
         sigma: noise level of each batch item, [B].
     """
     response = (scale * (cond - uncond)).abs().mean(1)
-    return response / sigma.to(response).reshape(-1, *[1] * (response.ndim - 1))
+    sigma = sigma.to(response).clamp_min(torch.finfo(response.dtype).tiny)  # at 0 all denoised are equal
+    return response / sigma.reshape(-1, *[1] * (response.ndim - 1))
 
 
 def box_side(blur: float, height: int, width: int) -> int:
@@ -124,10 +126,13 @@ def split_winners(winners: torch.Tensor, experts: int) -> torch.Tensor:
 
 
 def check_settings(blur: float, softness: float, start_percent: float, end_percent: float) -> None:
-    """Raises ValueError if the blur or softness is negative, or the window ends before it starts."""
+    """Raises ValueError if the blur or softness is out of range, or the window ends before it starts."""
     for name, value, none in (("blur", blur, "no blur"), ("softness", softness, "the winner alone")):
         if not value >= 0:
             raise ValueError(f"{name} expects 0 ({none}) or more, got {value:g}; raise it.")
+    for name, value, most in (("blur", blur, PUBLISHED_SIDE), ("softness", softness, MAX_SOFTNESS)):
+        if value > most:
+            raise ValueError(f"{name} expects at most {most}, got {value:g}; lower it.")
     if not 0 <= start_percent <= end_percent <= 1:
         raise ValueError(
             f"The Saliency Fusion Guider expects start_percent at or below end_percent, both from 0 to 1, got "

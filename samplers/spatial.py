@@ -12,8 +12,12 @@ from collections.abc import Sequence
 import torch
 
 from .numbers import parse_numbers
+from .wording import legible
 
 MAX_MASKS = 16
+MAX_SIDE = 16384  # pixels
+MAX_VALUES = 2 ** 28  # pixels of all masks together
+PROFILES = ("linear", "logistic")
 
 
 def draw_ramp(width: int, height: int, angle: float) -> torch.Tensor:
@@ -60,16 +64,38 @@ def draw_gradient_masks(
         [parts * rows, H, W] in float32, row by row, summing to 1 at every pixel.
 
     Raises:
-        ValueError: if there are more masks than a guider takes.
+        ValueError: for a number out of range, if there are more masks than a guider takes, or more than fit into memory.
     """
+    check_gradient(width, height, profile, parts, angle, sharpness, rows)
+    columns = split_ramp(draw_ramp(width, height, angle), parts, profile, sharpness)
+    lines = split_ramp(draw_ramp(width, height, angle + 90), rows, profile, sharpness)
+    return torch.stack([(line * column).float() for line in lines for column in columns])
+
+
+def check_gradient(
+    width: int, height: int, profile: str, parts: int, angle: float, sharpness: float, rows: int,
+) -> None:
+    """Raises ValueError for masks that cannot be drawn, before memory is asked for."""
+    for name, value, most in (("width", width, MAX_SIDE), ("height", height, MAX_SIDE), ("parts", parts, MAX_MASKS),
+                              ("rows", rows, MAX_MASKS)):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} expects 1 to {most}, got {value}; correct it.")
+    if profile not in PROFILES:
+        raise ValueError(f"profile expects linear or logistic, got {legible(profile)}; pick one of them.")
+    if not math.isfinite(angle):
+        raise ValueError(f"angle expects a number of degrees, got {angle}; correct it.")
+    if not 0 <= sharpness < math.inf:
+        raise ValueError(f"sharpness expects 0 or more (20 is a usual one), got {sharpness}; correct it.")
     if parts * rows > MAX_MASKS:
         raise ValueError(
             f"Gradient Masks expects parts times rows to be at most {MAX_MASKS}, got {parts} x {rows} = "
             f"{parts * rows}; lower one of the two."
         )
-    columns = split_ramp(draw_ramp(width, height, angle), parts, profile, sharpness)
-    lines = split_ramp(draw_ramp(width, height, angle + 90), rows, profile, sharpness)
-    return torch.stack([(line * column).float() for line in lines for column in columns])
+    if width * height * parts * rows > MAX_VALUES:
+        raise ValueError(
+            f"Gradient Masks expects width times height times the number of masks to be at most {MAX_VALUES}, got "
+            f"{width} x {height} x {parts * rows}; draw them smaller, since they are resized to the latent anyway."
+        )
 
 
 def check_masks(masks: torch.Tensor, styles: int) -> torch.Tensor:
