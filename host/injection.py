@@ -17,7 +17,7 @@ from ..samplers.layout import SIGMA_TOLERANCE
 from ..samplers.masks import check_mask, check_mask_count
 from . import injection_joint, injection_unet
 from .cycle import UNPREPARED
-from .injection_run import Run, find_run, note_run, uncompiled
+from .injection_run import RUN, Run, find_run, note_run, uncompiled
 from .inversion import Trajectory, start_trajectory
 from .layout import Latent, make_guider, output_latent, run_guider
 from .marks import Row
@@ -118,7 +118,6 @@ class Injection:
         reader = find_family(model).Read(
             find_network(model), readings, [replace(part, images=len(state)) for part in parts.values()], points)
         options = wrap_calls(run.options_for_reading(model_options), reader)
-        options["transformer_options"][KEY] = ()
         comfy.samplers.calc_cond_batch(model, sources, state, timestep[:len(state)], options)
         if any(point not in reading for reading in readings for point in points):
             raise ValueError(SKIPPED)
@@ -165,21 +164,42 @@ def read_and_inject(executor: Callable[..., Any], model: Any, conds: list[Any], 
     """
     options, run = model_options.get("transformer_options", {}), find_run(model_options)
     injections = options.get(KEY, ())
-    sigma = float(timestep[0]) if injections else 0.0  # the one value that is waited for at a step
+    if not injections:
+        return executor(model, conds, x, timestep, model_options)
+    sigma = float(timestep[0])  # the one value that is waited for at a step
     if not math.isfinite(sigma):
         raise ValueError(f"{NODE} expected a noise level to read the trajectory at, got {sigma}; look at the sigmas.")
     acting = [(injection, injection.points_at(model, sigma, run)) for injection in injections]
+    below = leave_out(model_options, KEY, RUN)
     if not any(points for _, points in acting):
-        return executor(model, conds, x, timestep, model_options)
+        return call_below(executor, model, conds, x, timestep, below, options)
     with uncompiled(model, model_options):
-        plans = [injection.plan(model, conds, x, timestep, sigma, points, model_options, run)
+        plans = [injection.plan(model, conds, x, timestep, sigma, points, below, run)
                  for injection, points in acting if points]
         if not any(plans):
-            return executor(model, conds, x, timestep, model_options)
+            return call_below(executor, model, conds, x, timestep, below, options)
         inject = find_family(model).Inject(find_network(model), [plan for plan in plans if plan])
-        result = executor(model, conds, x, timestep, wrap_calls(model_options, inject))
+        result = call_below(executor, model, conds, x, timestep, wrap_calls(below, inject), options)
     if not inject.ran and STEP_CACHE not in options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}):
         raise ValueError(SKIPPED)
+    return result
+
+
+def leave_out(model_options: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A copy of the options without some of `transformer_options`: a network that was compiled beside them crashes
+    when it is used without, since nothing checks its options again."""
+    options = model_options.get("transformer_options", {})
+    return {**model_options, "transformer_options": {
+        key: value for key, value in options.items() if key not in keys}}
+
+
+def call_below(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
+               below: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Calls on with options of its own; what other nodes note in them is handed back to the run's."""
+    given = below["transformer_options"]
+    before = dict(given)
+    result = executor(model, conds, x, timestep, below)
+    options.update({key: value for key, value in given.items() if value is not before.get(key)})
     return result
 
 

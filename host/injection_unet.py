@@ -33,16 +33,11 @@ def injected_blocks(network: Any) -> list[Block]:
 
     In SD1.x and SD2.x output 4 to 11, as published; in SDXL output 1 to 5, which are alike in resolution.
     """
-    blocks = [*((("input", i), unwrap(block)) for i, block in enumerate(network.input_blocks)),
-              (("middle", 0), unwrap(network.middle_block) or []),
-              *((("output", i), unwrap(block)) for i, block in enumerate(network.output_blocks))]
+    blocks = [*((("input", i), block) for i, block in enumerate(network.input_blocks)),
+              (("middle", 0), network.middle_block or []),
+              *((("output", i), block) for i, block in enumerate(network.output_blocks))]
     found = [(name, block) for name, block in blocks if find_depths(block)]
     return found[(len(found) + 1) // 2:]
-
-
-def unwrap(module: Any) -> Any:
-    """A module, or the one that a compiled module stands for."""
-    return getattr(module, "_orig_mod", module)
 
 
 def find_depths(block: Any) -> list[int]:
@@ -50,9 +45,8 @@ def find_depths(block: Any) -> list[int]:
 
     Those with `disable_self_attn` read the text in both of their attentions.
     """
-    return [depth for layer in map(unwrap, block) if isinstance(layer, SpatialTransformer)
-            for depth, transformer in enumerate(map(unwrap, layer.transformer_blocks))
-            if not transformer.disable_self_attn]
+    return [depth for layer in block if isinstance(layer, SpatialTransformer)
+            for depth, transformer in enumerate(layer.transformer_blocks) if not transformer.disable_self_attn]
 
 
 def find_points(network: Any, attention: bool, features: bool) -> list[Point]:
@@ -67,7 +61,7 @@ def find_points(network: Any, attention: bool, features: bool) -> list[Point]:
 def features_layer(network: Any) -> Any:
     """What a residual block adds to its skip: `out_layers` of the first injected block's."""
     _, block = injected_blocks(network)[0]
-    return unwrap(block[0]).out_layers
+    return block[0].out_layers
 
 
 class Around:
