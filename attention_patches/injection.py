@@ -15,11 +15,18 @@ import torch
 from torch import Tensor
 
 from ..samplers.spatial import resize_area
+from .rows import check_part, check_rows
 
+NODE = "Feature Injection"
 Attention = Callable[..., Tensor]
 Point = tuple[Hashable, ...]  # a place in a network
 Reading = dict[Point, tuple[Tensor, ...]]  # of one source row: tensors [1 or images, ...]
 FEATURES: Point = ("features",)
+
+
+SKIPPED = (
+    f"{NODE} expected the model to read the trajectory at every step, got one of which another node skips parts; "
+    f"remove the node that caches steps or skips blocks.")
 
 
 class SourceRead(Exception):
@@ -52,19 +59,46 @@ class RegionMask:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What the rows of one conditioning are to see in a call.
+
+    Attributes:
+        picture, area: see `RegionMask.weights`.
+        images: rows; None if that is not known.
+    """
+
+    picture: tuple[int, int]
+    area: tuple[int, ...] | None
+    images: int | None
+
+
+@dataclass(frozen=True)
 class Chunk:
     """How one conditioning's rows of a call are injected.
 
     Attributes:
         reading: of the source, on the same part of the picture.
         mask: injected inside it only; None for everywhere.
-        picture, area: see `RegionMask.weights`.
+        picture, area, images: see `Part`.
     """
 
     reading: Reading
     mask: RegionMask | None
     picture: tuple[int, int]
     area: tuple[int, ...] | None
+    images: int | None = None
+
+
+def check_call(shape: Sequence[int], parts: Sequence[Part | Chunk | None]) -> None:
+    """Raises ValueError unless a call's rows are as many as its parts want, and see what they are to see.
+
+    Args:
+        shape: of the call's latent, [rows, channels, ..., height, width]; parts: in the order of the batch.
+    """
+    for part in parts:
+        if part is not None and part.images is not None:
+            check_rows(shape[0], len(parts), part.images, NODE)
+            check_part((shape[-2], shape[-1]), part.picture, part.area, NODE)
 
 
 def keep(readings: Sequence[Reading], point: Point, *tensors: Tensor) -> None:
@@ -83,6 +117,12 @@ class Injector:
     def __init__(self, chunks: Sequence[Chunk | None]):
         self.chunks = chunks
         self.placed: dict[tuple[Any, ...], Tensor] = {}  # weights on the call's device
+        self.met: set[Point] = set()  # what was laid over in this call
+
+    def check_met(self) -> None:
+        """Raises ValueError if the call is over and left out a place that was to be injected."""
+        if any(point not in self.met for chunk in self.chunks if chunk is not None for point in chunk.reading):
+            raise ValueError(SKIPPED)
 
     def holds(self, point: Point) -> bool:
         return any(chunk is not None and point in chunk.reading for chunk in self.chunks)
@@ -104,6 +144,7 @@ class Injector:
             raise ValueError(
                 f"Feature Injection expected a batch of {len(self.chunks)} equal parts, got {len(own)} rows; remove "
                 f"the node that changes the model's batch.")
+        self.met.add(point)
         parts = []
         for mine, chunk in zip(own.chunk(len(self.chunks)), self.chunks):
             source = None if chunk is None else chunk.reading.get(point)
@@ -192,34 +233,42 @@ class UNetInjector(Injector):
 
 @dataclass
 class JointCall:
-    """Tells the attentions of one call of a diffusion transformer apart, in which text tokens come first.
+    """Tells the attentions of one call of a diffusion transformer apart: text tokens come first, then the picture's.
 
     Attributes:
-        text: tokens of the call's text; grid: tokens of its picture down and across.
+        text: tokens of the call's text; grid: tokens of one frame of its picture down and across.
+        frames: of the picture; others: tokens behind it, of reference pictures.
         index: of the joint attention that ran last.
     """
 
     text: int
     grid: tuple[int, int]
+    frames: int = 1
+    others: int = 0
     index: int = -1
+
+    @property
+    def picture(self) -> int:
+        return self.frames * self.grid[0] * self.grid[1]
 
     def place(self, q: Tensor, k: Tensor, axis: int) -> tuple[Point, int] | None:
         """The place of this attention and its first picture token; None if it is not one among a picture's tokens.
 
         Raises:
-            ValueError: if it holds other tokens besides text and picture.
+            ValueError: if it holds other tokens besides text, picture and references.
         """
-        tokens, picture = q.shape[axis], self.grid[0] * self.grid[1]
+        tokens = q.shape[axis]
         if k.shape[axis] != tokens:
             return None
-        if tokens == self.text + picture:
+        if tokens == self.text + self.picture + self.others:
             self.index += 1
             return ("joint", self.index), self.text
-        if tokens == picture:
+        if tokens == self.picture:
             return ("picture", self.index), 0
+        parts = [f"{self.text} text", *([f"{self.others} reference"] if self.others else [])]
         raise ValueError(
-            f"Feature Injection expected {self.text} text and {picture} picture tokens, got {tokens} in all; remove "
-            f"the node that adds tokens to the model, such as a reference picture.")
+            f"{NODE} expected {', '.join(parts)} and {self.picture} picture tokens, got {tokens} in all; remove the "
+            f"node that adds tokens to the model.")
 
 
 def make_joint_reader(call: JointCall, readings: Sequence[Reading], points: Sequence[Point], inner: Attention | None,
@@ -237,7 +286,7 @@ def make_joint_reader(call: JointCall, readings: Sequence[Reading], points: Sequ
         if placed is not None and placed[0][1] in wanted:
             point, first = placed
             # copies: a narrow view would keep text and values in memory as well
-            keep(readings, point, *(t.narrow(axis, first, t.shape[axis] - first).clone() for t in (q, k)))
+            keep(readings, point, *(t.narrow(axis, first, call.picture).clone() for t in (q, k)))
         return func(q, k, v, heads, *args, **kwargs) if inner is None else inner(func, q, k, v, heads, *args, **kwargs)
 
     return attend
@@ -250,7 +299,7 @@ def make_joint_injector(call: JointCall, injectors: Sequence[Injector], inner: A
         placed = call.place(q, k, axis)
         for injector in injectors:
             if placed is not None and injector.holds(placed[0]):
-                q, k = (lay_over_picture(t, injector, *placed, part, call.grid, axis) for part, t in enumerate((q, k)))
+                q, k = (lay_over_picture(t, injector, *placed, part, call, axis) for part, t in enumerate((q, k)))
         return func(q, k, v, heads, *args, **kwargs) if inner is None else inner(func, q, k, v, heads, *args, **kwargs)
 
     return attend
@@ -261,11 +310,11 @@ def token_axis(kwargs: dict[str, Any]) -> int:
     return 2 if kwargs.get("skip_reshape", False) else 1
 
 
-def lay_over_picture(own: Tensor, injector: Injector, point: Point, first: int, part: int, grid: tuple[int, int],
+def lay_over_picture(own: Tensor, injector: Injector, point: Point, first: int, part: int, call: JointCall,
                      axis: int) -> Tensor:
-    """Queries or keys with the source's at the picture's tokens, which start at `first`."""
-    shape = (1, -1, 1) if axis == 2 else (-1, 1)
+    """Queries or keys with the source's at the picture's tokens, which start at `first`; all frames share a mask."""
+    shape, last = (1, -1, 1) if axis == 2 else (-1, 1), first + call.picture
     picture = injector.lay_over(
-        own.narrow(axis, first, own.shape[axis] - first), point, part, grid,
-        lambda weights: weights.reshape(len(weights), *shape))
-    return torch.cat([own.narrow(axis, 0, first), picture], dim=axis)
+        own.narrow(axis, first, call.picture), point, part, call.grid,
+        lambda weights: weights.flatten(1).repeat(1, call.frames).reshape(len(weights), *shape))
+    return torch.cat([own.narrow(axis, 0, first), picture, own.narrow(axis, last, own.shape[axis] - last)], dim=axis)

@@ -1,29 +1,46 @@
 """Ditail's content injection in the host: a model that reads a trajectory beside what it samples."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-import comfy.sampler_helpers
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention_patches.injection import Chunk, Point, Reading, RegionMask
+from ..attention_patches.injection import NODE, SKIPPED, Chunk, Part, Point, Reading, RegionMask
+from ..attention_patches.rows import check_part
 from ..samplers.layout import SIGMA_TOLERANCE
+from ..samplers.masks import check_mask, check_mask_count
 from . import injection_joint, injection_unet
 from .cycle import UNPREPARED
+from .injection_run import RUN, Run, find_run, note_run, uncompiled
 from .inversion import Trajectory, start_trajectory
 from .layout import Latent, make_guider, output_latent, run_guider
 from .marks import Row
 from .spatial import is_active
 
 KEY = "mixology_injection"
+STEP_CACHE = "easycache"  # the host's own: it answers for the model at steps that it knows to be alike
 # What would make of the source something else than the whole picture at every step.
 PARTIAL = {"area": "an area", "mask": "a mask", "start_percent": "a time range", "end_percent": "a time range"}
+FAMILY_NAMES = {"Lumina2": "Lumina 2", "ZImage": "Z-Image", "ZImagePixelSpace": "Z-Image", "SVD_img2vid": "SVD"}
 Plan = dict[Row, Chunk]
+
+
+def find_network(model: Any) -> Any:
+    """The network of a BaseModel, or the one that a compiled module stands for."""
+    network = model.diffusion_model
+    return getattr(network, "_orig_mod", network)
+
+
+def family_name(model: Any) -> str:
+    """A model's name as people know it."""
+    name = type(model).__name__
+    return FAMILY_NAMES.get(name, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,58 +59,78 @@ class Injection:
     features_until: float
     region: RegionMask | None
 
-    def plan(self, model: Any, conds: Sequence[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any],
-             ) -> Plan:
+    def points_at(self, model: Any, sigma: float, run: Run) -> list[Point]:
+        """What is injected at a sigma, in the network's order."""
+        attention, features = (
+            sigma > run.threshold(model.model_sampling, until) * (1 + SIGMA_TOLERANCE)
+            for until in (self.attention_until, self.features_until))
+        return find_family(model).find_points(find_network(model), attention, features)
+
+    def plan(self, model: Any, conds: Sequence[Any], x: Tensor, timestep: Tensor, sigma: float, points: Sequence[Point],
+             model_options: dict[str, Any], run: Run) -> Plan:
         """Reads the source at this step and says what each row of a `calc_cond_batch` call gets of it.
 
-        Empty, with nothing read, where nothing is injected.
+        Args:
+            sigma: timestep's, read from the device once.
 
         Raises:
-            ValueError: for a state that the trajectory does not hold, or if another node kept the model from reading.
+            ValueError: for a state that the trajectory does not hold, a call that sees a part of the picture, masks
+                that do not fit the images, or if another node kept the model from reading.
         """
-        sigma = float(timestep[0])
-        attention, features = (sigma > float(model.model_sampling.percent_to_sigma(until)) * (1 + SIGMA_TOLERANCE)
-                               for until in (self.attention_until, self.features_until))
-        family = find_family(model)
-        points = family.find_points(model.diffusion_model, attention, features)
-        areas = {(index, cond["uuid"]): tuple(cond["area"]) if "area" in cond else None
-                 for index, group in enumerate(conds) for cond in group or [] if is_active([cond], timestep)}
-        if not points or not areas:
+        self.check_call(x, run)
+        time = timestep.new_tensor([sigma], device="cpu")
+        picture = x.shape[-2], x.shape[-1]
+        areas = {(index, cond["uuid"]): cond.get("area") and tuple(cond["area"])
+                 for index, group in enumerate(conds) for cond in group or [] if is_active([cond], time)}
+        if not areas:
             return {}
-        readings = self.read(model, list(dict.fromkeys(areas.values())), x, timestep, model_options, points)
-        height, width = x.shape[-2:]
-        return {row: Chunk(readings[area], self.region, (height, width), flat_area(area))
+        parts = {area: Part(picture, flat_area(area, picture), len(x)) for area in areas.values()}
+        readings = self.read(model, conds, x, timestep, sigma, points, parts, model_options, run)
+        return {row: Chunk(readings[area], self.region, picture, parts[area].area, len(x))
                 for row, area in areas.items()}
 
-    def read(self, model: Any, areas: Sequence[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any],
-             points: Sequence[Point]) -> dict[Any, Reading]:
+    def check_call(self, x: Tensor, run: Run) -> None:
+        """Raises ValueError unless a call is of the whole picture, all its frames and all images."""
+        if run.picture is not None:
+            whole = run.picture.shape
+            check_part((x.shape[-2], x.shape[-1]), (whole[-2], whole[-1]), None, NODE)
+            each = self.trajectory.states.shape[1] > 1 or (self.region is not None and len(self.region.mask) > 1)
+            if x.shape[2:-2] != whole[2:-2] or (each and len(x) != whole[0]):
+                raise ValueError(
+                    f"{NODE} expected the model to see all images and frames at once, got a part of them; remove the "
+                    f"node that hands the model parts of the batch (context windows).")
+        if self.region is not None:
+            check_mask_count(self.region.mask, len(x))
+
+    def read(self, model: Any, conds: Sequence[Any], x: Tensor, timestep: Tensor, sigma: float,
+             points: Sequence[Point], parts: dict[Any, Part], model_options: dict[str, Any], run: Run,
+             ) -> dict[Any, Reading]:
         """What the model reads at `points` in the trajectory's state, once for each area that the targets paint.
 
-        A call of its own through all that other nodes hang on the model, save this injection.
+        A call of its own, without this injection.
         """
-        one = self.trajectory.states.shape[1] == 1
-        state = self.trajectory.state_at(float(timestep[0]), x[:1] if one else x)
-        cond, = comfy.sampler_helpers.convert_cond(self.conditioning)
-        cond, = comfy.samplers.process_conds(
-            model, state, {"positive": [cond]}, x.device, latent_shapes=[state.shape])["positive"]
-        sources = [[cond if area is None else {**cond, "area": area}] for area in areas]
-        readings: list[Reading] = [{} for _ in areas]
-        options = wrap_calls(model_options, find_family(model).Read(readings, points))
-        options["transformer_options"][KEY] = ()
+        beside = any("c_concat" in cond["model_conds"] for group in conds for cond in group or [])
+        one = self.trajectory.states.shape[1] == 1 and not beside  # else each image may have a picture beside it
+        state = self.trajectory.state_at(sigma, x[:1] if one else x)
+        cond = run.prepare(model, self.conditioning, state, conds)
+        sources = [[cond if area is None else {**cond, "area": area}] for area in parts]
+        readings: list[Reading] = [{} for _ in parts]
+        reader = find_family(model).Read(
+            find_network(model), readings, [replace(part, images=len(state)) for part in parts.values()], points)
+        options = wrap_calls(run.options_for_reading(model_options), reader)
         comfy.samplers.calc_cond_batch(model, sources, state, timestep[:len(state)], options)
         if any(point not in reading for reading in readings for point in points):
-            raise ValueError(
-                "Feature Injection expected the model to read the trajectory at every step, got one of which another "
-                "node skips parts; remove the node that caches steps or skips blocks.")
-        return dict(zip(areas, readings))
+            raise ValueError(SKIPPED)
+        return dict(zip(parts, readings))
 
 
-def flat_area(area: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Height, width, y and x of an area that may have frames as well: sizes come first, then starts."""
+def flat_area(area: tuple[int, ...] | None, picture: tuple[int, int]) -> tuple[int, ...] | None:
+    """Height, width, y and x of an area, inside the picture; it may have frames as well: sizes come first."""
     if area is None:
         return None
     dims = len(area) // 2
-    return (*area[dims - 2:dims], *area[-2:])
+    (height, width), (y, x) = area[dims - 2:dims], area[-2:]
+    return min(height, picture[0] - y), min(width, picture[1] - x), y, x
 
 
 def find_family(model: Any) -> ModuleType:
@@ -102,13 +139,13 @@ def find_family(model: Any) -> ModuleType:
     Raises:
         ValueError: for a model family without a usable seam.
     """
-    network = model.diffusion_model
+    network = find_network(model)
     for family in (injection_unet, injection_joint):
         if isinstance(network, family.FAMILY) and not model.model_config.unet_config.get("use_temporal_attention"):
             return family
     raise ValueError(
-        f"Feature Injection expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got "
-        f"{type(model).__name__}; sample from Start from Trajectory without it, or use one of those.")
+        f"{NODE} expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got {family_name(model)}; sample from "
+        f"Start from Trajectory without it, or use one of those.")
 
 
 def wrap_calls(model_options: dict[str, Any], wrapper: Any) -> dict[str, Any]:
@@ -125,11 +162,52 @@ def read_and_inject(executor: Callable[..., Any], model: Any, conds: list[Any], 
 
     What was read lives as long as this call. Injections act in the order of their nodes.
     """
-    injections = model_options.get("transformer_options", {}).get(KEY, ())
-    plans = [injection.plan(model, conds, x, timestep, model_options) for injection in injections]
-    if any(plans):
-        model_options = wrap_calls(model_options, find_family(model).Inject([plan for plan in plans if plan]))
-    return executor(model, conds, x, timestep, model_options)
+    options, run = model_options.get("transformer_options", {}), find_run(model_options)
+    injections = options.get(KEY, ())
+    if not injections:
+        return executor(model, conds, x, timestep, model_options)
+    sigma = float(timestep[0])  # the one value that is waited for at a step
+    if not math.isfinite(sigma):
+        raise ValueError(f"{NODE} expected a noise level to read the trajectory at, got {sigma}; look at the sigmas.")
+    acting = [(injection, injection.points_at(model, sigma, run)) for injection in injections]
+    below = leave_out(model_options, KEY, RUN)
+    if not any(points for _, points in acting):
+        return call_below(executor, model, conds, x, timestep, below, options)
+    with uncompiled(model, model_options):
+        plans = [injection.plan(model, conds, x, timestep, sigma, points, below, run)
+                 for injection, points in acting if points]
+        if not any(plans):
+            return call_below(executor, model, conds, x, timestep, below, options)
+        inject = find_family(model).Inject(find_network(model), [plan for plan in plans if plan])
+        result = call_below(executor, model, conds, x, timestep, wrap_calls(below, inject), options)
+    if not inject.ran and STEP_CACHE not in options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}):
+        raise ValueError(SKIPPED)
+    return result
+
+
+def leave_out(model_options: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A copy of the options without some of `transformer_options`: a network that was compiled beside them crashes
+    when it is used without, since nothing checks its options again."""
+    options = model_options.get("transformer_options", {})
+    return {**model_options, "transformer_options": {
+        key: value for key, value in options.items() if key not in keys}}
+
+
+def call_below(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
+               below: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Calls on with options of its own; what other nodes note in them is handed back to the run's."""
+    given = below["transformer_options"]
+    before = dict(given)
+    result = executor(model, conds, x, timestep, below)
+    options.update({key: value for key, value in given.items() if value is not before.get(key)})
+    return result
+
+
+def check_untils(**untils: float) -> None:
+    """Raises ValueError for a share of the time that is none, as it may come over the API."""
+    for name, until in untils.items():
+        if not 0.0 <= until <= 1.0:
+            raise ValueError(f"{name} expects a number from 0 to 1, got {until:g}; correct it.")
 
 
 def check_conditioning(conditioning: Any) -> None:
@@ -161,37 +239,40 @@ def inject_features(model: Any, trajectory: Trajectory, conditioning: Any, atten
         ValueError: for a model family without a usable seam, a trajectory of another latent format or other noise
             levels, or a conditioning that is not one plain prompt.
     """
+    check_untils(attention_until=attention_until, features_until=features_until)
     family = find_family(model.model)
     trajectory.check_model(model)
     check_conditioning(conditioning)
     if attention_until <= 0.0 < features_until and not family.HAS_FEATURES:
         raise ValueError(
-            f"Feature Injection expected attention_until above 0 for {type(model.model).__name__}, which has no "
+            f"Feature Injection expected attention_until above 0 for {family_name(model.model)}, which has no "
             f"residual features, got 0; raise attention_until, or set features_until to 0 as well.")
-    if not family.find_points(model.model.diffusion_model, True, False):
+    if not family.find_points(find_network(model.model), True, False):
         raise ValueError(
-            f"Feature Injection expected a model with several self-attentions, got {type(model.model).__name__} with "
+            f"Feature Injection expected a model with several self-attentions, got {family_name(model.model)} with "
             f"too few; sample from Start from Trajectory without it.")
-    region = None if mask is None else RegionMask(make_region(mask))
+    region = None if mask is None else RegionMask(check_mask(mask).cpu())
     if max(attention_until, features_until) <= 0.0 or (region is not None and not bool(region.mask.any())):
         return model
     clone = model.clone()
     options = clone.model_options["transformer_options"]
     options[KEY] = (*options.get(KEY, ()),
                     Injection(trajectory, conditioning, attention_until, features_until, region))
-    clone.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
-    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, read_and_inject)
+    for kind, wrapper in ((WrappersMP.CALC_COND_BATCH, read_and_inject), (WrappersMP.SAMPLER_SAMPLE, note_run)):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone
-
-
-def make_region(mask: Tensor) -> Tensor:
-    """A MASK as [N, H, W] in float32 on the CPU."""
-    return mask.reshape(-1, *mask.shape[-2:]).float().clamp(0.0, 1.0).cpu()
 
 
 def sample_cocktail(model: Any, trajectory: Trajectory, source_conditioning: Any, positive: Any, negative: Any,
                     cfg: float, attention_until: float, features_until: float, mask: Tensor | None = None) -> Latent:
-    """KSampler (Cocktail): Feature Injection, Start from Trajectory and the host's DDIM (euler). Returns a LATENT."""
+    """KSampler (Cocktail): Feature Injection, Start from Trajectory and the host's DDIM (euler). Returns a LATENT.
+
+    Raises:
+        ValueError: for what Feature Injection refuses, or a cfg that is no number.
+    """
+    if not math.isfinite(cfg):
+        raise ValueError(f"cfg expects a number such as 7.5, got {cfg}; correct it.")
     injecting = inject_features(model, trajectory, source_conditioning, attention_until, features_until, mask)
     noise, sigmas, latent = start_trajectory(trajectory)
     guider = make_guider(injecting, positive, negative, cfg)

@@ -10,7 +10,17 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention_patches.injection import FEATURES, Chunk, Point, Reading, SourceRead, UNetInjector, UNetReader
+from ..attention_patches.injection import (
+    FEATURES,
+    Chunk,
+    Part,
+    Point,
+    Reading,
+    SourceRead,
+    UNetInjector,
+    UNetReader,
+    check_call,
+)
 from .marks import Row, chunk_rows
 
 Block = tuple[tuple[str, int], Any]  # as the host names it, and its layers
@@ -26,14 +36,17 @@ def injected_blocks(network: Any) -> list[Block]:
     blocks = [*((("input", i), block) for i, block in enumerate(network.input_blocks)),
               (("middle", 0), network.middle_block or []),
               *((("output", i), block) for i, block in enumerate(network.output_blocks))]
-    found = [(name, block) for name, block in blocks if find_transformers(block)]
+    found = [(name, block) for name, block in blocks if find_depths(block)]
     return found[(len(found) + 1) // 2:]
 
 
-def find_transformers(block: Any) -> list[Any]:
-    """The transformers of a block that attend among a picture's tokens."""
-    return [transformer for layer in block if isinstance(layer, SpatialTransformer)
-            for transformer in layer.transformer_blocks if not transformer.disable_self_attn]
+def find_depths(block: Any) -> list[int]:
+    """The transformers of a block, by their number in it, that attend among a picture's tokens.
+
+    Those with `disable_self_attn` read the text in both of their attentions.
+    """
+    return [depth for layer in block if isinstance(layer, SpatialTransformer)
+            for depth, transformer in enumerate(layer.transformer_blocks) if not transformer.disable_self_attn]
 
 
 def find_points(network: Any, attention: bool, features: bool) -> list[Point]:
@@ -41,7 +54,7 @@ def find_points(network: Any, attention: bool, features: bool) -> list[Point]:
     blocks = injected_blocks(network)
     points: list[Point] = [FEATURES] if features and blocks else []
     if attention:
-        points += [(*name, depth) for name, block in blocks for depth in range(len(find_transformers(block)))]
+        points += [(*name, depth) for name, block in blocks for depth in find_depths(block)]
     return points
 
 
@@ -70,14 +83,15 @@ class Around:
 
 
 class Read(Around):
-    """Around a source call: fills the readings of its rows, by their index in the list of sources."""
+    """Around a source call: fills the readings of its rows, which see `parts`, by their index in the list of sources."""
 
-    def __init__(self, readings: Sequence[Reading], points: Sequence[Point]):
-        self.readings, self.points = readings, points
+    def __init__(self, network: Any, readings: Sequence[Reading], parts: Sequence[Part], points: Sequence[Point]):
+        self.readings, self.parts, self.points = readings, parts, points
 
     def __call__(self, executor: Any, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,
                  control: Any = None, transformer_options: dict[str, Any] | None = None, **kwargs: Any) -> Tensor:
         options = transformer_options or {}
+        check_call(x.shape, [self.parts[index] for index in options["cond_or_uncond"]])
         reader = UNetReader([self.readings[index] for index in options["cond_or_uncond"]], self.points)
         hooks = [reader.read_features] if FEATURES in self.points else []
         try:
@@ -91,14 +105,22 @@ class Read(Around):
 class Inject(Around):
     """Around a target call: injects the rows it holds of each plan, one plan after another."""
 
-    def __init__(self, plans: Sequence[Mapping[Row, Chunk]]):
+    def __init__(self, network: Any, plans: Sequence[Mapping[Row, Chunk]]):
         self.plans = plans
+        self.ran = False
 
     def __call__(self, executor: Any, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,
                  control: Any = None, transformer_options: dict[str, Any] | None = None, **kwargs: Any) -> Tensor:
         options = transformer_options or {}
-        injectors = [UNetInjector([plan.get(row) for row in chunk_rows(options)]) for plan in self.plans]
-        return self.run(
+        rows = chunk_rows(options)
+        injectors = [UNetInjector([plan.get(row) for row in rows]) for plan in self.plans]
+        for injector in injectors:
+            check_call(x.shape, injector.chunks)
+        result = self.run(
             executor, [injector.inject_attention for injector in injectors],
             [injector.inject_features for injector in injectors if injector.holds(FEATURES)],
             (x, timesteps, context, y, control), options, kwargs)
+        for injector in injectors:
+            injector.check_met()
+        self.ran = True
+        return result

@@ -35,6 +35,16 @@ def run(guider: Any, trajectory: Trajectory, sampler: Any = "euler", callback: A
                          disable_pbar=True, seed=noise.seed)
 
 
+class OneReading(comfy.samplers.Sampler):
+    """What a guider predicts in a trajectory's last state, to the bit: a sampler's own start is rounded."""
+
+    def __init__(self, state: Tensor):
+        self.state = state
+
+    def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        return model_wrap(self.state, sigmas[:1].expand(len(self.state)), **extra_args)
+
+
 def in_single_chunks(model: Any) -> Any:
     """The model on a machine without memory to spare: every conditioning in a call of its own."""
     clone = model.clone()
@@ -58,7 +68,8 @@ def active(model: Any, sigma: Tensor, until: float) -> bool:
 def source_arguments(model: Any, source: Any, images: int, state: Tensor) -> dict[str, Tensor]:
     """What the network is told of a source prompt, by the names of its arguments."""
     text, options = source[0]
-    values = {"width": state.shape[-1] * 8, "height": state.shape[-2] * 8, "prompt_type": "positive", **options}
+    values = {"width": state.shape[-1] * 8, "height": state.shape[-2] * 8, "prompt_type": "positive",
+              "latent_image": state, "seed": 0, **options}
     conds = model.extra_conds(device=torch.device("cpu"), noise=state, cross_attn=text, **values)
     return {key: cond.process_cond(batch_size=images, area=None).cond for key, cond in conds.items()}
 
@@ -120,12 +131,13 @@ class Hooks:
 
 def inject_explicitly(model: Any, trajectory: Trajectory, source: Any, attention_until: float, features_until: float,
                       blocks: Sequence[tuple[str, int]], mask: Tensor | None = None, reader: Any = None,
-                      area: tuple[int, int, int, int] | None = None) -> Any:
+                      area: tuple[int, int, int, int] | None = None, shared: Sequence[str] = ()) -> Any:
     """A clone of a UNet whose every call has the source in its batch, as published.
 
     Args:
         mask: [N, H, W]; area: height, width, y, x of calls that are smaller than the picture.
         reader: another instance of the network that reads the source alone, without what conditionings carry.
+        shared: arguments of the network that the source has from the targets' first rows.
     """
     def wrapper(apply_model: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
         x, sigma, c = arguments["input"], arguments["timestep"], dict(arguments["c"])
@@ -144,7 +156,7 @@ def inject_explicitly(model: Any, trajectory: Trajectory, source: Any, attention
             shown = torch.ones(1, height, width) if mask is None else cell_means(mask, height, width)
             return cell_means(shown[:, top:top + rows, left:left + columns], *layer).float()
 
-        own = source_arguments(network, source, images, state)
+        own = {**source_arguments(network, source, images, state), **{name: c[name][:images] for name in shared}}
         if reader is not None:
             hooks = Hooks(images, {}, weight, keeping=True)
             with hooks.on(reader.model.diffusion_model, blocks, *injected):
@@ -155,7 +167,8 @@ def inject_explicitly(model: Any, trajectory: Trajectory, source: Any, attention
         for key, value in own.items():
             if torch.is_tensor(c.get(key)):
                 tokens = c[key].shape[1] // value.shape[1] if key == "c_crossattn" else 1
-                c[key] = torch.cat([value.repeat(1, tokens, *[1] * (value.ndim - 2)).to(c[key]), c[key]])
+                value = value.repeat(1, tokens, 1) if tokens > 1 else value
+                c[key] = torch.cat([value.to(c[key]), c[key]])
         with Hooks(images, None, weight).on(network.diffusion_model, blocks, *injected):
             return apply_model(torch.cat([state, x]), torch.cat([sigma[:images], sigma]), **c)[images:]
 
@@ -165,13 +178,15 @@ def inject_explicitly(model: Any, trajectory: Trajectory, source: Any, attention
 
 
 def inject_joint_explicitly(model: Any, trajectory: Trajectory, source: Any, attention_until: float, blocks: int,
-                            weight: Tensor, query_scale: float = 1.0) -> Any:
+                            weight: Tensor, query_scale: float = 1.0,
+                            others: int = 0, source_others: int = 0) -> Any:
     """A clone of a diffusion transformer that reads the source in a call of its own before each other.
 
     Args:
         blocks: joint attentions of the model, the later half of which is injected.
         weight: of the source at each token of the picture.
         query_scale: what another node does to all queries after.
+        others, source_others: tokens behind the picture's, in target and source.
     """
     picture = len(weight)
 
@@ -183,14 +198,16 @@ def inject_joint_explicitly(model: Any, trajectory: Trajectory, source: Any, att
             axis = 2 if kwargs.get("skip_reshape") else 1
             alone = q.shape[axis] == picture
             index += not alone
-            first = q.shape[axis] - picture
+            last = q.shape[axis] - (0 if alone else others if replace else source_others)
+            first = last - picture
             if index >= (blocks + 1) // 2:
                 for name, tensor in (("q", q), ("k", k)):
                     rows = tensor.narrow(axis, first, picture)
                     if replace:
                         repeated = kept[index, alone, name].repeat(len(q) // images, *[1] * (q.ndim - 1))
                         new = blend(rows, repeated, weight[:, None])
-                        whole = torch.cat([tensor.narrow(axis, 0, first), new], dim=axis)
+                        rest = tensor.narrow(axis, last, tensor.shape[axis] - last)
+                        whole = torch.cat([tensor.narrow(axis, 0, first), new, rest], dim=axis)
                         q, k = (whole, k) if name == "q" else (q, whole)
                     else:
                         kept[index, alone, name] = rows.clone()

@@ -121,11 +121,12 @@ def test_features_alone_are_refused(networks: dict[str, Any]) -> None:
         inject_features(model, invert_on(family, model, 1), family.conditioning(3, TOKENS), 0.0, 0.8)
 
 
-def test_reference_pictures_are_refused(networks: dict[str, Any]) -> None:
-    """Their tokens cannot be told from the picture's own."""
-    family, model = FAMILIES["flux"], networks["flux"]
+def test_tokens_of_another_node_are_refused(networks: dict[str, Any]) -> None:
+    """Nothing tells which are the picture's."""
+    family, model = FAMILIES["flux"], networks["flux"].clone()
     trajectory = invert_on(family, model, 1)
-    positive = family.conditioning(1, TOKENS, reference_latents=[family.latent(1, *SIZE)])
+    model.set_model_patch(lambda args: {**args, "txt": args["txt"].repeat(1, 2, 1), "txt_ids": args["txt_ids"].repeat(
+        1, 2, 1)}, "post_input")
     injecting = inject_features(model, trajectory, family.conditioning(3, TOKENS), 0.5, 0.8)
-    with pytest.raises(ValueError, match="expected 11 text and 20 picture tokens, got 51 in all; remove the node"):
-        run(guide(injecting, positive, family.conditioning(2, TOKENS)), trajectory)
+    with pytest.raises(ValueError, match="expected 11 text and 20 picture tokens, got 42 in all; remove the node"):
+        run(guide(injecting, family.conditioning(1, TOKENS), family.conditioning(2, TOKENS)), trajectory)
