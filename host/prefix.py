@@ -36,12 +36,12 @@ def check_prefix(prefix: str) -> str:
     Raises:
         ValueError: if it leads out of the output folder, into a hidden one, or makes no file name.
     """
+    prefix = fill_dates(prefix, time.localtime())
     found = WIDGET.search(prefix)
     if found:
         raise ValueError(
             f"filename_prefix knows %date:yyyy-MM-dd%, %year%, %month%, %day%, %hour%, %minute% and %second%, got "
             f"'{legible(found.group())}'; write out what it stands for.")
-    prefix = fill_dates(prefix, time.localtime())
     odd = next((letter for letter in prefix if ord(letter) < 32 or letter in f"\x7f{RESERVED}"
                 or "\ud800" <= letter <= "\udfff"), None)
     if odd is not None:

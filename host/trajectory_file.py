@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -77,11 +78,13 @@ def walk_files(folder: Path) -> Iterator[str]:
 
 
 def is_trajectory(name: str) -> bool:
+    folder, file = folder_of(name)
+    path = folder / file
     try:
-        path = find_file(name)
-        file = path.stat()
-        return file.st_size <= LARGEST_FILE and bears_key(str(path), file.st_mtime_ns, file.st_size)
-    except (ValueError, OSError):  # foreign, gone or not to be read: not for this list
+        found = path.stat()
+        return (stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_FILE
+                and bears_key(str(path), found.st_mtime_ns, found.st_size) and find_file(name) is not None)
+    except (ValueError, OSError, RuntimeError):  # foreign, gone or not to be read: not for this list
         return False
 
 
