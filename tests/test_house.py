@@ -136,6 +136,38 @@ def test_nodes_hold_no_arithmetic(path: Path) -> None:
             assert length <= 15, f"{path.name}:{node.lineno} execute has {length} lines"
 
 
+LEGIBLE = re.compile(r"legible\(|quote\(|type\([\w.]+\)\.__name__$")
+OURS = {"example"}  # quoted words of the pack itself
+
+
+def messages(path: Path) -> list[ast.JoinedStr]:
+    """f-strings of a file that are raised or logged."""
+    told = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Raise) or (
+        isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("logging.", "ValueError")))]
+    return [part for node in told for part in ast.walk(node) if isinstance(part, ast.JoinedStr)]
+
+
+@pytest.mark.parametrize("path", runtime_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_message_quotes_can_be_logged(path: Path) -> None:
+    """By the house's style a message sets users' words in quotation marks, and nothing else; and a log shows the text
+    of a foreign exception wherever one is told or chained."""
+    for message in messages(path):
+        parts = [part.value if isinstance(part, ast.Constant) else part for part in message.values]
+        for before, part in zip(parts, parts[1:]):
+            quoted = isinstance(part, ast.FormattedValue) and isinstance(before, str) and before.endswith("'")
+            if quoted and part.conversion != ord("a"):
+                words = ast.unparse(part.value)
+                assert LEGIBLE.match(words) or words in OURS, f"{path.name}:{message.lineno} quotes {words}: legible()"
+    for handler in (node for node in ast.walk(tree(path)) if isinstance(node, ast.ExceptHandler)):
+        told = [part for node in ast.walk(handler) if isinstance(node, ast.Raise) for part in ast.walk(node)
+                if isinstance(part, ast.FormattedValue)]
+        assert not [part for part in told if ast.unparse(part.value) == handler.name], (
+            f"{path.name}:{handler.lineno} tells a foreign exception as it is: legible()")
+        chained = [node for node in ast.walk(handler) if isinstance(node, ast.Raise) and node.exc is not None and not (
+            isinstance(node.cause, ast.Constant) and node.cause.value is None)]
+        assert not chained, f"{path.name}:{handler.lineno} raises within another exception, whose text is logged: from None"
+
+
 def test_contract_is_kept(pack: dict[str, Any]) -> None:
     assert set(pack) >= CONTRACT
 

@@ -65,9 +65,6 @@ for letter in (STAR, HALF):
              "shown": node("PreviewImage", images=["picture", 0])}, "MixologyDemoPicture: "),
         f"trajectory {letter!a}": (
             shown({}, "MixologyLoadTrajectory", name=f"{letter}.safetensors"), "finds no trajectory '"),
-        f"linked trajectory {letter!a}": (
-            shown({"name": node("PrimitiveString", value=f"{letter}.safetensors")}, "MixologyLoadTrajectory",
-                  name=["name", 0]), "finds no trajectory '"),
         f"demo {letter!a}": (shown({}, "MixologyDemoCheckpoint", name=letter), "Demo Checkpoint finds no '"),
         f"prefix {letter!a}": (
             {**INVERTED, "saved": node("MixologySaveTrajectory", trajectory=["inverted", 0],
