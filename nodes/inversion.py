@@ -121,7 +121,8 @@ class SaveTrajectory(io.ComfyNode):
             inputs=[
                 Trajectory.Input("trajectory", tooltip="From DDIM Inversion."),
                 io.String.Input("filename_prefix", default="mixology/trajectory", tooltip=(
-                    "Folder and start of the file's name in the output folder; a number is added.")),
+                    "Folder and start of the file's name in the output folder; a number is added. %date:yyyy-MM-dd% is "
+                    "filled in.")),
             ],
             outputs=[],
             is_output_node=True,

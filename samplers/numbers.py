@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
+from typing import Any
 
 from .wording import legible
 
@@ -30,7 +31,7 @@ def parse_numbers(text: str, name: str, high: float, example: str, fallback: str
     return values
 
 
-def check_number(value: object, name: str, low: float, high: float, whole: bool) -> None:
+def check_number(value: Any, name: str, low: float, high: float, whole: bool) -> None:
     """Raises ValueError unless the value of an input is a number of its range: NaN is in none.
 
     Args:

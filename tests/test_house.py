@@ -152,10 +152,9 @@ def test_what_a_message_quotes_can_be_logged(path: Path) -> None:
     """By the house's style a message sets users' words in quotation marks, and nothing else; and a log shows the text
     of a foreign exception wherever one is told or chained."""
     for message in messages(path):
-        parts = [part.value if isinstance(part, ast.Constant) else part for part in message.values]
-        for before, part in zip(parts, parts[1:]):
-            quoted = isinstance(part, ast.FormattedValue) and isinstance(before, str) and before.endswith("'")
-            if quoted and part.conversion != ord("a"):
+        for before, part in zip(message.values, message.values[1:]):
+            quoted = isinstance(before, ast.Constant) and str(before.value).endswith("'")
+            if quoted and isinstance(part, ast.FormattedValue) and part.conversion != ord("a"):
                 words = ast.unparse(part.value)
                 assert LEGIBLE.match(words) or words in OURS, f"{path.name}:{message.lineno} quotes {words}: legible()"
     for handler in (node for node in ast.walk(tree(path)) if isinstance(node, ast.ExceptHandler)):
@@ -165,7 +164,7 @@ def test_what_a_message_quotes_can_be_logged(path: Path) -> None:
             f"{path.name}:{handler.lineno} tells a foreign exception as it is: legible()")
         chained = [node for node in ast.walk(handler) if isinstance(node, ast.Raise) and node.exc is not None and not (
             isinstance(node.cause, ast.Constant) and node.cause.value is None)]
-        assert not chained, f"{path.name}:{handler.lineno} raises within another exception, whose text is logged: from None"
+        assert not chained, f"{path.name}:{handler.lineno} raises within another exception that is logged: from None"
 
 
 def test_contract_is_kept(pack: dict[str, Any]) -> None:

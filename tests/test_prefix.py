@@ -38,7 +38,7 @@ def trajectory(model: Any) -> Trajectory:
     ("a" * 300, "names of at most 200 letters, got 'a{77}...'; shorten it"),
     ("kept/" + "a" * 300 + "/b", "names of at most 200 letters"),
     ("\u661f" * 80, "names of at most 200 letters"),
-    (".hidden", "a name, and no dot before it or a folder of it .what is hidden is never listed., got '.hidden'; write"),
+    (".hidden", "and no dot before it or a folder of it .what is hidden is never listed., got '.hidden'; write"),
     (".hidden/it", "no dot before it or a folder of it"),
     ("kept/.it", "no dot before it or a folder of it"),
     ("", "expects a name, and no dot"),
@@ -49,7 +49,8 @@ def trajectory(model: Any) -> Trajectory:
     ("a/%Empty Latent.width%x", "got '%Empty Latent.width%'; write out"),
     ("%width%", "got '%width%'; write out"),
 ])
-def test_prefixes_that_make_no_name(trajectory: Trajectory, folders: tuple[Path, Path], prefix: str, words: str) -> None:
+def test_prefixes_that_make_no_name(trajectory: Trajectory, folders: tuple[Path, Path], prefix: str, words: str,
+                                    ) -> None:
     with pytest.raises(ValueError, match=f"filename_prefix .*{words}") as caught:
         save_trajectory(trajectory, prefix)
     assert str(caught.value).isprintable()

@@ -53,7 +53,8 @@ class Server:
     """A running ComfyUI; a context manager that always ends it."""
 
     def __init__(self, host: environment.Host, port: int | None = None, paths_file: Path | None = None,
-                 arguments: Sequence[str] = (), name: str = "server", variables: Mapping[str, str] | None = None) -> None:
+                 arguments: Sequence[str] = (), name: str = "server",
+                 variables: Mapping[str, str] | None = None) -> None:
         self.host = host
         self.port = port or 0
         self.log = LOGS / f"{name}.log"
