@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,8 +46,11 @@ class Scene:
     background: str | None = None
 
 
-def parse_caption(caption: str) -> Scene:
+def parse_caption(caption: str, quote: Callable[[str], str] = ascii) -> Scene:
     """Read shape, colour, texture and background; parts left unsaid stay None.
+
+    Args:
+        quote: how a message shows a word.
 
     Raises:
         ValueError: on a word that the demo world does not know.
@@ -57,7 +61,7 @@ def parse_caption(caption: str) -> Scene:
     if unknown:
         raise ValueError(
             f"Demo Picture knows shapes ({', '.join(SHAPES)}), colours ({', '.join(COLOURS)}) and textures "
-            f"({', '.join(TEXTURES)}), got '{unknown[0]}'; write for instance "
+            f"({', '.join(TEXTURES)}), got {quote(unknown[0])}; write for instance "
             f"'a striped red star on a blue background'."
         )
     shape = next((word for word in words if word in SHAPES), None)
@@ -125,7 +129,7 @@ def inside_shape(shape: str, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return (r <= 0.95) & (r >= 0.45)
     if shape == "moon":
         return (r <= 0.98) & (torch.sqrt((u - 0.46) ** 2 + (v + 0.1) ** 2) >= 0.72)
-    raise ValueError(f"Shape must be one of {', '.join(SHAPES)}, got '{shape}'.")
+    raise ValueError(f"Shape must be one of {', '.join(SHAPES)}, got {shape!a}.")
 
 
 def inked(texture: str, x: torch.Tensor, y: torch.Tensor, phase: tuple[float, float]) -> torch.Tensor:
@@ -141,7 +145,7 @@ def inked(texture: str, x: torch.Tensor, y: torch.Tensor, phase: tuple[float, fl
         dx = torch.remainder(x, TEXTURE_PERIOD) - TEXTURE_PERIOD / 2
         dy = torch.remainder(y, TEXTURE_PERIOD) - TEXTURE_PERIOD / 2
         return dx * dx + dy * dy <= DOT_RADIUS ** 2
-    raise ValueError(f"Texture must be one of {', '.join(TEXTURES)}, got '{texture}'.")
+    raise ValueError(f"Texture must be one of {', '.join(TEXTURES)}, got {texture!a}.")
 
 
 def pixel_grid(width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,7 +188,7 @@ def paint(colour: torch.Tensor, backdrop: torch.Tensor, style: str) -> tuple[tor
     if style == "neon":
         line = white if bool(colour.amax() < 0.25) else colour
         return black, line, black, line
-    raise ValueError(f"The style must be one of {', '.join(STYLES)}, got '{style}'.")
+    raise ValueError(f"The style must be one of {', '.join(STYLES)}, got {style!a}.")
 
 
 def draw_scene(

@@ -9,7 +9,8 @@ Sources: `load_state_dict_guess_config` and `load_diffusion_model_state_dict` of
 from __future__ import annotations
 
 import json
-from functools import partial
+import math
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..demo.difference import add_difference, combined_layout, is_difference
 from ..demo.world import draw_scene, parse_caption
+from ..samplers.wording import check_text, legible
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 MODEL, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
@@ -55,16 +57,18 @@ def read_layout(path: Path) -> Layout:
         ValueError: if the file is missing or damaged.
     """
     if not path.is_file():
-        raise ValueError(f"Demo Checkpoint expected the file '{path.name}', got none at {path.parent}; restore it.")
+        raise ValueError(
+            f"Demo Checkpoint expected the file '{legible(path.name)}', got none at {legible(path.parent, 200)}; "
+            f"restore it.")
     try:
         with safe_open(path, framework="numpy") as file:
             names: list[str] = file.keys()
             return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"Demo Checkpoint expected a whole safetensors file, but '{path.name}' is damaged ({error}); "
-            f"save the model again or choose another."
-        ) from error
+            f"Demo Checkpoint expected a whole safetensors file, but '{legible(path.name)}' is damaged "
+            f"({legible(error)}); save the model again or choose another."
+        ) from None
 
 
 def select_part(layout: Layout, prefix: str) -> Layout:
@@ -90,30 +94,32 @@ def check_layout(path: Path) -> Layout:
         found = select_part(layout, prefix)
         if (found or prefix == MODEL) and found != select_part(read_layout(shipped_file(name)), prefix):
             raise ValueError(
-                f"Demo Checkpoint expected the sizes of the demo {part}, but '{path.name}' holds "
+                f"Demo Checkpoint expected the sizes of the demo {part}, but '{legible(path.name)}' holds "
                 f"{'another one' if found else 'none'}; choose a file that ModelSave or Save Checkpoint wrote from a "
                 f"demo checkpoint, and open other models with Load Checkpoint."
             )
     return layout
 
 
-def find_file(name: str) -> Path:
+def find_file(name: object) -> Path:
     """The file of a shipped checkpoint ("shapes") or of a saved one ("[checkpoints] folder/file.safetensors").
 
     Only names that the host itself lists are looked up, so that no name leads out of its folders.
 
     Raises:
-        ValueError: if there is no such file.
+        ValueError: if there is no such file, or the name is no text.
     """
-    if name in read_config()["checkpoints"]:
-        return shipped_file(name)
-    folder, _, file = name.removeprefix("[").partition("] ")
-    if folder in SAVE_FOLDERS and file in folder_paths.get_filename_list(folder):
-        path = folder_paths.get_full_path(folder, file)
-        if path is not None:
-            return Path(path)
+    if isinstance(name, str):
+        if name in read_config()["checkpoints"]:
+            return shipped_file(name)
+        folder, _, file = name.removeprefix("[").partition("] ")
+        if folder in SAVE_FOLDERS and file in folder_paths.get_filename_list(folder):
+            path = folder_paths.get_full_path(folder, file)
+            if path is not None:
+                return Path(path)
     raise ValueError(
-        f"Demo Checkpoint finds no '{name}'; choose one of its list, and refresh the list (R) after saving a model."
+        f"Demo Checkpoint finds no '{legible(name)}'; choose one of its list, and refresh the list (R) after saving a "
+        f"model."
     )
 
 
@@ -122,8 +128,17 @@ def is_saved_demo(folder: str, file: str) -> bool:
     if path is None or not file.endswith(".safetensors"):
         return False
     try:
-        if Path(path).stat().st_size > LARGEST_FILE:
-            return False
+        found = Path(path).stat()
+    except OSError:  # gone
+        return False
+    return found.st_size <= LARGEST_FILE and has_demo_sizes(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=1 << 12)
+def has_demo_sizes(path: str, changed: int, size: int) -> bool:
+    """Whether a file holds the demo networks: asked once for each age and size of a file, as the host wants the list
+    several times a prompt."""
+    try:
         check_layout(Path(path))
     except (ValueError, OSError):  # damaged, unreadable or another model: not for this list
         return False
@@ -141,7 +156,7 @@ def list_names() -> list[str]:
     return [*read_config()["checkpoints"], *saved]
 
 
-def find_fault(name: str) -> str | None:
+def find_fault(name: object) -> str | None:
     """What keeps `name` from loading, in one sentence; None if nothing does."""
     try:
         check_layout(find_file(name))
@@ -150,10 +165,16 @@ def find_fault(name: str) -> str | None:
     return None
 
 
-def fingerprint(name: str) -> str:
-    """Changes when a file behind `name` changes, so that the host loads it again."""
+def fingerprint(name: object) -> str | float:
+    """Changes when a file behind `name` changes, so that the host loads it again; for a name that is connected, which
+    the host does not know yet, always."""
+    if name is None:
+        return math.nan
     paths = (find_file(name), base_file(), *(shipped_file(part) for part in ("text", "vae", "clip")))
-    files = [path.stat() for path in paths]
+    try:
+        files = [path.stat() for path in paths]
+    except OSError:  # one is missing: loading will say so
+        return math.nan
     return " ".join(f"{file.st_mtime_ns}.{file.st_size}" for file in files)
 
 
@@ -196,6 +217,10 @@ class DemoTokenizer(sd1_clip.SDTokenizer):
     def __init__(self, **options: Any) -> None:
         width = read_config()["text"]["hidden_size"]
         super().__init__(tokenizer_path=str(DEMO / "tokenizer"), embedding_size=width, **options)
+
+    def tokenize_with_weights(self, text: str, *arguments: Any, **options: Any) -> Any:
+        check_text(text, "The text of a prompt")
+        return super().tokenize_with_weights(text, *arguments, **options)
 
 
 class DemoModelConfig(supported_models.SD15):
@@ -317,5 +342,6 @@ def draw_picture(caption: str, seed: int, width: int, height: int) -> tuple[torc
     Raises:
         ValueError: on a word that the demo world does not know.
     """
-    image, mask = draw_scene(parse_caption(caption), seed, width, height)
+    scene = parse_caption(caption, lambda word: f"'{legible(word)}'")
+    image, mask = draw_scene(scene, seed, width, height)
     return image[None], mask[None]

@@ -13,7 +13,8 @@ from comfy import sd1_clip
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors import SafetensorError, safe_open
 
-from ..samplers.mixer import Mixer, add_source, combine_sources, crop_image, is_trained
+from ..samplers.mixer import Mixer, add_source, check_image, combine_sources, crop_image, is_trained
+from ..samplers.wording import check_text
 
 TOWERS = ("clip_l", "clip_h", "clip_g")  # CLIP text encoders of the host's classes; published mixers need the first
 PROJECTIONS = ("text_projection", "text_projection.weight")  # in a text encoder's own file
@@ -31,7 +32,8 @@ def mix_image(clip_vision: Any, image: torch.Tensor, strength: float, box: tuple
         box: x, y, width and height of the crop in fractions of the picture.
 
     Raises:
-        ValueError: for a vision model without a projection, and for embeddings that do not fit the mixer's others.
+        ValueError: for a vision model without a projection, pictures that are none, and embeddings that do not fit the
+            mixer's others.
     """
     network = getattr(clip_vision, "model", None)
     projection = getattr(getattr(network, "visual_projection", None), "weight", None)
@@ -39,7 +41,7 @@ def mix_image(clip_vision: Any, image: torch.Tensor, strength: float, box: tuple
         raise ValueError(
             f"Mixer Image expected a CLIP vision model with its projection, got {type(network).__name__} without one; "
             f"load a CLIP vision file that holds visual_projection, such as CLIP ViT-L/14, with Load CLIP Vision.")
-    embedding = clip_vision.encode_image(crop_image(image, *box))["image_embeds"]
+    embedding = clip_vision.encode_image(crop_image(check_image(image), *box))["image_embeds"]
     return add_source(mixer or (), embedding, strength)
 
 
@@ -60,6 +62,7 @@ def mix_text(clip: Any, text: str, strength: float, mixer: Mixer | None) -> Mixe
         raise ValueError(
             f"Mixer Text expected a CLIP text encoder, got {type(model).__name__}; load a CLIP-L file that holds "
             f"text_projection.weight with Load CLIP.")
+    check_text(text, "text of Mixer Text")
     tokens = clip.tokenize(text)
     chunks = tokens[name.removeprefix("clip_")]
     if len(chunks) > 1:

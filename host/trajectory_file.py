@@ -2,31 +2,42 @@
 
 A file holds the tensors `sigmas`, `states`, `samples`, `end` and, if the latent has one, `noise_mask`; all else is JSON
 under one key of the metadata. Everything is checked from the header before tensors are read, and nothing is unpickled.
+What is written is checked as it will be when it is read, before a file is there.
 """
 from __future__ import annotations
 
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import folder_paths
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..samplers.cycle import Level
+from ..samplers.wording import legible
 from .inversion import Trajectory
+from .prefix import check_prefix
+from .trajectory_format import (
+    LARGEST_FILE,
+    LARGEST_HEADER,
+    LONGEST_FAULT,
+    VERSION,
+    Layout,
+    compose,
+    describe,
+    fits,
+    is_sound,
+)
 
-KEY, VERSION = "mixology_trajectory", 1
+KEY = "mixology_trajectory"
 SUFFIX, OUTPUT = ".safetensors", " [output]"  # the mark that the host itself gives to names of its output folder
-LARGEST_HEADER = 1 << 20  # bytes; fifty steps need three thousand
-LARGEST_FILE = 1 << 34  # bytes; fifty steps of a 1024 x 1024 picture need 13 million
-LONGEST = 10_001  # states
-FLOATS = ("F32", "F16", "BF16")
-
-Layout = dict[str, tuple[str, tuple[int, ...]]]  # type and shape by name
 
 
 # --------------------------------------------------------------------------------------------------- names
@@ -38,24 +49,23 @@ def folder_of(name: str) -> tuple[Path, str]:
     return Path(folder_paths.get_input_directory()), name
 
 
-def find_file(name: str) -> Path:
+def find_file(name: object) -> Path:
     """The file behind a name; no name, and no link behind one, leads out of the host's folders.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or the name is no text.
     """
-    folder, file = folder_of(name)
-    path = folder / file
-    try:
-        path, root = path.resolve(), folder.resolve()
-        found = path.is_relative_to(root) and path.suffix == SUFFIX and path.is_file()
-    except (OSError, ValueError, RuntimeError):  # no name of this system, or links in a circle
-        found = False
-    if not found:
-        raise ValueError(
-            f"Load Trajectory finds no trajectory '{name}' in the host's folders; choose one of its list, and refresh "
-            f"the list (R) after saving one.")
-    return path
+    if isinstance(name, str):
+        folder, file = folder_of(name)
+        try:
+            path, root = (folder / file).resolve(), folder.resolve()
+            if path.is_relative_to(root) and path.suffix == SUFFIX and path.is_file():
+                return path
+        except (OSError, ValueError, RuntimeError):  # no name of this system, or links in a circle
+            pass
+    raise ValueError(
+        f"Load Trajectory finds no trajectory '{legible(name)}' in the host's folders; choose one of its list, and "
+        f"refresh the list (R) after saving one.")
 
 
 def walk_files(folder: Path) -> Iterator[str]:
@@ -68,9 +78,27 @@ def walk_files(folder: Path) -> Iterator[str]:
 
 
 def is_trajectory(name: str) -> bool:
+    folder, file = folder_of(name)
+    path = folder / file
     try:
-        return KEY in read_header(find_file(name))[1]
-    except (ValueError, OSError):  # damaged, foreign or gone: not for this list
+        found = path.stat()
+        return (stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_FILE
+                and bears_key(str(path), found.st_mtime_ns, found.st_size) and find_file(name) is not None)
+    except (ValueError, OSError, RuntimeError):  # foreign, gone or not to be read: not for this list
+        return False
+
+
+@lru_cache(maxsize=1 << 14)
+def bears_key(path: str, changed: int, size: int) -> bool:
+    """Whether a file is a whole one of this kind, told from its header: asked once for each age and size of a file,
+    as the host wants the list several times a prompt and the output folder holds models as well."""
+    with open(path, "rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        if length > min(LARGEST_HEADER, size) or KEY.encode() not in raw.read(length):
+            return False
+    try:
+        return KEY in read_header(Path(path))[1]
+    except ValueError:
         return False
 
 
@@ -80,7 +108,7 @@ def list_names() -> list[str]:
     return [name for name in names if is_trajectory(name)]
 
 
-def find_fault(name: str) -> str | None:
+def find_fault(name: object) -> str | None:
     """What keeps `name` from loading as far as its header tells, in one sentence; None if nothing does."""
     try:
         read_plan(find_file(name))
@@ -89,9 +117,15 @@ def find_fault(name: str) -> str | None:
     return None
 
 
-def fingerprint(name: str) -> str:
-    """Changes when the file behind `name` changes, so that the host loads it again."""
-    file = find_file(name).stat()
+def fingerprint(name: object) -> str | float:
+    """Changes when the file behind `name` changes, so that the host loads it again; for a name that is connected, which
+    the host does not know yet, always."""
+    if name is None:
+        return math.nan
+    try:
+        file = find_file(name).stat()
+    except OSError:  # it has just gone: loading will say so
+        return math.nan
     return f"{file.st_mtime_ns}.{file.st_size}"
 
 
@@ -107,9 +141,7 @@ def read_header(path: Path) -> tuple[Layout, dict[str, str]]:
         with path.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
         if length > LARGEST_HEADER or path.stat().st_size > LARGEST_FILE:
-            raise ValueError(
-                f"Load Trajectory expected a trajectory, but '{path.name}' is another kind of file; choose one that "
-                f"Save Trajectory wrote.")
+            raise other_kind(path)
         with safe_open(path, framework="pt") as file:  # checks that the tensors fill the file without gap or overlap
             names: list[str] = file.keys()
             slices = {name: file.get_slice(name) for name in names}
@@ -117,38 +149,14 @@ def read_header(path: Path) -> tuple[Layout, dict[str, str]]:
             return layout, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"Load Trajectory expected a whole safetensors file, but '{path.name}' is damaged ({error}); save the "
-            f"trajectory again.") from error
+            f"Load Trajectory expected a whole safetensors file, but '{legible(path.name)}' is damaged "
+            f"({legible(error)}); save the trajectory again.") from None
 
 
-def is_number(value: Any) -> bool:
-    return type(value) is float and math.isfinite(value)
-
-
-def is_sound(notes: dict[str, Any]) -> bool:
-    """Whether the notes of this version hold what they should."""
-    if set(notes) != {"version", "latent_format", "levels", "start", "batch_index"}:
-        return False
-    levels, index = notes["levels"], notes["batch_index"]
-    if not isinstance(notes["latent_format"], str) or not isinstance(levels, list):
-        return False
-    pairs = all(isinstance(level, list) and len(level) == 2 and all(map(is_number, level))
-                for level in (*levels, notes["start"]))
-    return pairs and (index is None or isinstance(index, list) and all(type(item) is int for item in index))
-
-
-def fits(layout: Layout, notes: dict[str, Any]) -> bool:
-    """Whether tensors and notes belong together."""
-    names = {"sigmas", "states", "samples", "end"}
-    if not names <= set(layout) <= names | {"noise_mask"}:
-        return False
-    (sigma_type, sigmas), (state_type, states) = layout["sigmas"], layout["states"]
-    types = sigma_type == state_type == "F32" and all(kind in FLOATS for kind, _ in layout.values())
-    count = len(notes["levels"])
-    return (types and 2 <= count <= LONGEST and sigmas == (count,) and len(states) in (4, 5, 6) and states[0] == count
-            and min(states) > 0 and layout["samples"][1] == layout["end"][1] == states[1:]
-            and len(notes["batch_index"] or ()) in (0, states[1])
-            and len(layout.get("noise_mask", ("", (1, 1)))[1]) in (2, 3, 4, 5))
+def other_kind(path: Path) -> ValueError:
+    return ValueError(
+        f"Load Trajectory expected a trajectory, but '{legible(path.name)}' is another kind of file; choose one that "
+        f"Save Trajectory wrote.")
 
 
 def read_plan(path: Path) -> tuple[Layout, dict[str, Any]]:
@@ -159,21 +167,19 @@ def read_plan(path: Path) -> tuple[Layout, dict[str, Any]]:
     """
     layout, metadata = read_header(path)
     if KEY not in metadata:
-        raise ValueError(
-            f"Load Trajectory expected a trajectory, but '{path.name}' is another kind of file; choose one that Save "
-            f"Trajectory wrote.")
+        raise other_kind(path)
     try:
         notes = json.loads(metadata[KEY])
     except (ValueError, RecursionError):
         notes = None
     if isinstance(notes, dict) and notes.get("version") != VERSION:
         raise ValueError(
-            f"Load Trajectory reads files of version {VERSION}, but '{path.name}' is of another; update Mixology or "
-            f"save the trajectory again.")
+            f"Load Trajectory reads files of version {VERSION}, but '{legible(path.name)}' is of another; update "
+            f"Mixology or save the trajectory again.")
     if not isinstance(notes, dict) or not is_sound(notes) or not fits(layout, notes):
         raise ValueError(
-            f"Load Trajectory expected tensors and notes that belong together, but those of '{path.name}' do not; "
-            f"save the trajectory again.")
+            f"Load Trajectory expected tensors and notes that belong together, but those of '{legible(path.name)}' do "
+            f"not; save the trajectory again.")
     return layout, notes
 
 
@@ -188,46 +194,43 @@ def load_trajectory(name: str) -> Trajectory:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key).clone() for key in layout}  # the file may change below a mapped tensor
-        latent = {"samples": tensors["samples"]}
-        if "noise_mask" in tensors:
-            latent["noise_mask"] = tensors["noise_mask"]
-        if notes["batch_index"] is not None:
-            latent["batch_index"] = notes["batch_index"]
-        return Trajectory(
-            tensors["sigmas"], tensors["states"], latent, tensors["end"], notes["latent_format"],
-            tuple(Level(*level) for level in notes["levels"]), Level(*notes["start"]))
+        return compose(tensors, notes)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"Load Trajectory cannot use '{path.name}': {error}") from error
+        raise ValueError(
+            f"Load Trajectory cannot use '{legible(path.name)}': {legible(error, LONGEST_FAULT)}") from None
 
 
 # --------------------------------------------------------------------------------------------------- writing
 
 def save_trajectory(trajectory: Trajectory, filename_prefix: str) -> dict[str, str]:
-    """Write a trajectory to the output folder under the host's own numbering.
+    """Write a trajectory to the output folder under the host's own numbering, or nothing at all.
 
     Returns:
         filename, subfolder and type, as the host's saving nodes tell the interface.
 
     Raises:
-        ValueError: if the prefix leads out of the output folder.
+        ValueError: if the prefix leads out of the output folder, Load Trajectory would not bring the trajectory back,
+            or the system takes no such file.
     """
-    output = Path(folder_paths.get_output_directory())
-    if not (output / filename_prefix).parent.resolve().is_relative_to(output.resolve()):
+    prefix = check_prefix(filename_prefix)
+    tensors, notes = describe(trajectory)
+    try:
+        folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(
+            prefix, os.path.abspath(folder_paths.get_output_directory()))
+        file = f"{filename}_{counter:05}_{SUFFIX}"
+        write_whole(Path(folder) / file, tensors, {KEY: json.dumps(notes)})
+    except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"filename_prefix expects a name inside the output folder, got '{filename_prefix}'; leave out '..' and "
-            f"leading slashes.")
-    folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, str(output))
-    latent = trajectory.latent
-    tensors = {"sigmas": trajectory.sigmas, "states": trajectory.states, "samples": latent["samples"],
-               "end": trajectory.end}
-    if latent.get("noise_mask") is not None:
-        tensors["noise_mask"] = latent["noise_mask"]
-    index = latent.get("batch_index")
-    notes = {"version": VERSION, "latent_format": trajectory.latent_format,
-             "levels": [[level.signal, level.noise] for level in trajectory.levels],
-             "start": [trajectory.start.signal, trajectory.start.noise],
-             "batch_index": None if index is None else [int(item) for item in index]}
-    file = f"{filename}_{counter:05}_{SUFFIX}"
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, Path(folder) / file,
-              {KEY: json.dumps(notes)})
+            f"Save Trajectory cannot write '{legible(prefix)}' ({legible(error)}); make room on the disk, or choose "
+            f"another filename_prefix.") from None
     return {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def write_whole(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a file under a passing name beside its place, and move it there when it is whole."""
+    passing = path.with_name(f".{uuid4().hex}.part")
+    try:
+        save_file(tensors, passing, metadata)
+        os.replace(passing, path)
+    finally:
+        passing.unlink(missing_ok=True)

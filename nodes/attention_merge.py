@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..host.attention_merge import merge_conditionings
 from ..samplers.spatial import MAX_MASKS
+from .bounds import within_bounds
 
 
 class AttentionMerge(io.ComfyNode):
@@ -41,5 +42,6 @@ class AttentionMerge(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, model: Any, masks: Any, conditionings: io.Autogrow.Type) -> io.NodeOutput:
         return io.NodeOutput(*merge_conditionings(model, masks, conditionings))

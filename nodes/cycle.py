@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import cycle
+from .bounds import within_bounds
 
 
 class CycleSampler(io.ComfyNode):
@@ -37,6 +38,7 @@ class CycleSampler(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, conditioning: Any, source_cfg: float, eta: float, skip: int, negative: Any = None,
     ) -> io.NodeOutput:

@@ -1,6 +1,8 @@
 """Demo Checkpoint and Demo Picture: a small model and its world, for trying every node on a laptop."""
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..host.demo import (
@@ -11,6 +13,7 @@ from ..host.demo import (
     load_checkpoint,
     load_clip_vision,
 )
+from .bounds import within_bounds
 
 
 class DemoCheckpoint(io.ComfyNode):
@@ -59,14 +62,15 @@ class DemoCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
+    def validate_inputs(cls, name: Any = None) -> bool | str:  # None is one that is connected
         return True if name is None else find_fault(name) or True
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
+    def fingerprint_inputs(cls, name: Any = None) -> str | float:
         return fingerprint(name)
 
     @classmethod
+    @within_bounds
     def execute(cls, name: str) -> io.NodeOutput:
         return io.NodeOutput(*load_checkpoint(name), load_clip_vision())
 
@@ -119,5 +123,6 @@ class DemoPicture(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, caption: str, seed: int, width: int, height: int) -> io.NodeOutput:
         return io.NodeOutput(*draw_picture(caption, seed, width, height))

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..host import experts as chain
 from ..host import fusion
+from .bounds import within_bounds
 
 Experts = io.Custom("MIXOLOGY_EXPERTS")
 ALIASES = ["magicfusion", "model fusion", "saliency noise blending", "mixology"]
@@ -41,6 +42,7 @@ class Expert(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, model: Any, positive: Any, negative: Any, cfg: float, temperature: float, experts: Any = None,
     ) -> io.NodeOutput:
@@ -81,6 +83,7 @@ class SaliencyGuider(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, experts: Any, blur: float, softness: float, start_percent: float, end_percent: float, outside: int,
         saliency_uncond: str,
@@ -114,5 +117,6 @@ class SaliencyMaps(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, guider: Any, latent: Any) -> io.NodeOutput:
         return io.NodeOutput(*fusion.show_maps(guider, latent))

@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.injection import inject_features, sample_cocktail
+from .bounds import within_bounds
 from .inversion import ALIASES, Trajectory
 
 
@@ -53,6 +54,7 @@ class FeatureInjection(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, model: Any, trajectory: Any, conditioning: Any, attention_until: float, features_until: float,
         mask: Any = None,
@@ -91,6 +93,7 @@ class CocktailKSampler(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, model: Any, trajectory: Any, source_conditioning: Any, positive: Any, negative: Any, cfg: float,
         attention_until: float, features_until: float, mask: Any = None,

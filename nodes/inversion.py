@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..host import inversion, trajectory_file
 from ..samplers.inversion import RULES
+from .bounds import within_bounds
 
 Trajectory = io.Custom("MIXOLOGY_TRAJECTORY")
 ALIASES = ["ditail", "diffusion cocktail", "ddim inversion", "mixology"]
@@ -38,6 +39,7 @@ class BlendPrompts(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, positive: Any, negative: Any, alpha: float, beta: float) -> io.NodeOutput:
         return io.NodeOutput(inversion.blend_prompts(positive, negative, alpha, beta))
 
@@ -74,6 +76,7 @@ class Invert(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, model: Any, conditioning: Any, latent: Any, steps: int, scheduler: str, rule: str,
     ) -> io.NodeOutput:
@@ -101,6 +104,7 @@ class TrajectoryStart(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, trajectory: Any) -> io.NodeOutput:
         return io.NodeOutput(*inversion.start_trajectory(trajectory))
 
@@ -117,13 +121,15 @@ class SaveTrajectory(io.ComfyNode):
             inputs=[
                 Trajectory.Input("trajectory", tooltip="From DDIM Inversion."),
                 io.String.Input("filename_prefix", default="mixology/trajectory", tooltip=(
-                    "Folder and start of the file's name in the output folder; a number is added.")),
+                    "Folder and start of the file's name in the output folder; a number is added. %date:yyyy-MM-dd% is "
+                    "filled in.")),
             ],
             outputs=[],
             is_output_node=True,
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, trajectory: Any, filename_prefix: str) -> io.NodeOutput:
         saved = trajectory_file.save_trajectory(trajectory, filename_prefix)
         return io.NodeOutput(ui={"trajectories": [saved]})
@@ -149,14 +155,15 @@ class LoadTrajectory(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
+    def validate_inputs(cls, name: Any = None) -> bool | str:  # None is one that is connected
         return True if name is None else trajectory_file.find_fault(name) or True
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
+    def fingerprint_inputs(cls, name: Any = None) -> str | float:
         return trajectory_file.fingerprint(name)
 
     @classmethod
+    @within_bounds
     def execute(cls, name: str) -> io.NodeOutput:
         trajectory = trajectory_file.load_trajectory(name)
         return io.NodeOutput(trajectory, inversion.end_latent(trajectory))

@@ -7,6 +7,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..host import layout as magicmix
+from .bounds import within_bounds
 
 Layout = io.Custom("MIXOLOGY_LAYOUT")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -77,6 +78,7 @@ class LayoutNoise(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, latent: Any, seed: int, noise_mode: str) -> io.NodeOutput:
         return io.NodeOutput(magicmix.make_layout(latent, seed, noise_mode))
 
@@ -110,6 +112,7 @@ class LayoutFromPrompt(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, model: Any, positive: Any, negative: Any, latent: Any, seed: int, steps: int, cfg: float,
         sampler_name: str, scheduler: str, k_max: float, k_min: float, finish: bool,
@@ -138,6 +141,7 @@ class LayoutMixSampler(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, sampler: Any, layout: Any, nu: float, k_max: float, k_min: float, nu_per_image: str, variant: str,
         mask: Any = None,
@@ -168,6 +172,7 @@ class LayoutMixKSampler(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, model: Any, positive: Any, negative: Any, layout: Any, seed: int, steps: int, cfg: float,
         sampler_name: str, scheduler: str, nu: float, k_max: float, k_min: float, nu_per_image: str, variant: str,

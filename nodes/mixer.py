@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..host import mixer as image_mixer
 from ..samplers.mixer import MODES
+from .bounds import within_bounds
 
 Mixer = io.Custom("MIXOLOGY_MIXER")
 ALIASES = ["image mixer", "image variations", "blend images", "clip image embedding", "mixology"]
@@ -53,6 +54,7 @@ class MixerImage(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, clip_vision: Any, image: Any, strength: float, x: float, y: float, width: float, height: float,
         mixer: Any = None,
@@ -84,6 +86,7 @@ class MixerText(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, clip: Any, text: str, strength: float, mixer: Any = None) -> io.NodeOutput:
         return io.NodeOutput(image_mixer.mix_text(clip, text, strength, mixer))
 
@@ -116,5 +119,6 @@ class MixerConditioning(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, mixer: Any, mode: str, slots: int, model: Any = None) -> io.NodeOutput:
         return io.NodeOutput(*image_mixer.make_conditioning(mixer, mode, slots, model))

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..host import spatial
 from ..samplers.spatial import MAX_MASKS, MAX_SIDE, PROFILES, draw_gradient_masks
+from .bounds import within_bounds
 
 ALIASES = ["dual style", "regional prompt", "style blend", "mixology"]
 
@@ -41,6 +42,7 @@ class GradientMask(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, width: int, height: int, profile: str, parts: int, angle: float, sharpness: float, rows: int,
     ) -> io.NodeOutput:
@@ -76,6 +78,7 @@ class EpsilonMergeGuider(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(
         cls, model: Any, masks: Any, negative: Any, cfg: float, cfg_per_style: str, positives: io.Autogrow.Type,
     ) -> io.NodeOutput:

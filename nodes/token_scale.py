@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.token_scale import scale_tokens
+from .bounds import within_bounds
 
 
 class TokenScale(io.ComfyNode):
@@ -43,6 +44,7 @@ class TokenScale(io.ComfyNode):
         )
 
     @classmethod
+    @within_bounds
     def execute(cls, model: Any, clip: Any, text: str, scales: str, start_percent: float, end_percent: float,
                 ) -> io.NodeOutput:
         return io.NodeOutput(*scale_tokens(model, clip, text, scales, start_percent, end_percent))

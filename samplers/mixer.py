@@ -32,6 +32,24 @@ class Source:
 Mixer = tuple[Source, ...]
 
 
+def check_image(image: torch.Tensor) -> torch.Tensor:
+    """A picture as CLIP takes it: [B, H, W, 3] of one with 3 channels, of its first three, or of its grey.
+
+    Raises:
+        ValueError: for another shape, an empty batch, and values that are no numbers.
+    """
+    shape = tuple(image.shape)
+    if len(shape) != 4 or 0 in shape or shape[3] == 2:
+        raise ValueError(
+            f"Mixer Image expected pictures of batch x height x width x channels with 1, 3 or 4 channels, got "
+            f"{'x'.join(map(str, shape)) or 'a single number'}; connect an IMAGE output that holds a picture.")
+    if not bool(image.isfinite().all()):
+        raise ValueError(
+            "Mixer Image expected pictures of values from 0 to 1, got some that are no numbers (NaN or infinite); look "
+            "at the node that made the picture.")
+    return image.expand(*shape[:3], 3) if shape[3] == 1 else image[..., :3]
+
+
 def crop_image(image: torch.Tensor, x: float, y: float, width: float, height: float) -> torch.Tensor:
     """A part of pictures [B, H, W, C], in fractions of their sides: at least one pixel, ending at the border."""
     top, bottom = crop_span(image.shape[1], y, height)
@@ -68,8 +86,12 @@ def add_source(mixer: Mixer, embedding: torch.Tensor, strength: float) -> Mixer:
         embedding: [B, C].
 
     Raises:
-        ValueError: if its width or batch does not fit the sources before it.
+        ValueError: if its width or batch does not fit the sources before it, or it is no numbers.
     """
+    if not bool(embedding.isfinite().all()):
+        raise ValueError(
+            "The mixer expected an embedding of numbers, got NaN or infinite ones; load the CLIP at a higher precision "
+            "(fp16 can overflow), or look at its file.")
     images, width = embedding.shape
     for batch, other in (source.embedding.shape for source in mixer):
         if other != width:

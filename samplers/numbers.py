@@ -1,5 +1,10 @@
-"""Lists of numbers that users write."""
+"""Numbers that users write, and the range that an input takes."""
 from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+from .wording import legible
 
 
 def parse_numbers(text: str, name: str, high: float, example: str, fallback: str) -> list[float]:
@@ -19,8 +24,22 @@ def parse_numbers(text: str, name: str, high: float, example: str, fallback: str
             value = float("nan")
         if not 0.0 <= value <= high:
             raise ValueError(
-                f"{name} expects numbers between 0 and {high:g} such as '{example}', got '{word}'; correct that entry "
-                f"or leave the field empty to use {fallback}."
+                f"{name} expects numbers between 0 and {high:g} such as '{example}', got '{legible(word)}'; correct "
+                f"that entry or leave the field empty to use {fallback}."
             )
         values.append(value)
     return values
+
+
+def check_number(value: Any, name: str, low: float, high: float, whole: bool) -> None:
+    """Raises ValueError unless the value of an input is a number of its range: NaN is in none.
+
+    Args:
+        name: the input, for the message; whole: whether it takes whole numbers only.
+    """
+    if isinstance(value, Integral if whole else Real) and low <= value <= high:
+        return
+    ends = [f"{end}" if whole else f"{end:g}" for end in (low, high)]
+    raise ValueError(
+        f"{name} expects a {'whole ' if whole else ''}number from {ends[0]} to {ends[1]}, got {legible(value)}; set it "
+        f"within that range, or mend what is connected to it.")

@@ -12,10 +12,33 @@ def legible(text: object, longest: int = LONGEST) -> str:
     The host writes every message to its log. A character that the log's streams cannot encode (a lone surrogate
     anywhere, most of Unicode on a piped Windows console) would raise there and end the host's worker for good.
     """
-    words = str(text)
+    try:
+        words = str(text)
+    except ValueError:  # Python writes out no integer of thousands of digits
+        words = f"a {type(text).__name__} too long to show"
     words = words if len(words) <= longest else f"{words[:longest - 3]}..."
     words = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in words)
     for stream in (sys.stdout, sys.stderr):
         encoding = getattr(stream, "encoding", None) or "ascii"
         words = words.encode(encoding, "backslashreplace").decode(encoding)
     return words
+
+
+def check_text(text: object, name: str) -> None:
+    """Raises ValueError unless the value of a text input is a text that a tokenizer and a file can take.
+
+    Args:
+        name: the input, for the message.
+    """
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{name} expects a text, got {legible(text)}; type it in, or connect a text.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        start = error.start
+    else:
+        return
+    raise ValueError(
+        f"{name} expects a text, got half a character ({legible(text[start])}) at letter {start + 1}; type that part "
+        f"anew.")

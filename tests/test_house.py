@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PURE = ("samplers", "attention_patches", "metrics")
 ROOMS = (*PURE, "host", "nodes")
 FILLED = ("samplers", "attention_patches", "metrics", "host", "nodes")  # rooms that must hold something by now
-PURE_IMPORTS = {"torch", "einops", "math", "sys", "typing", "__future__", "dataclasses", "collections"}
+PURE_IMPORTS = {"torch", "einops", "math", "numbers", "sys", "typing", "__future__", "dataclasses", "collections"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_extras", "comfy_execution", "folder_paths", "nodes",
                 "node_helpers", "latent_preview", "server", "execution", "app"}
 TRAINING = {"judge.py", "style_judge.py"}  # demo files that only training and measuring need; train*.py as well
@@ -134,6 +134,37 @@ def test_nodes_hold_no_arithmetic(path: Path) -> None:
                 isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))]
             length = (body[-1].end_lineno or 0) - body[0].lineno + 1
             assert length <= 15, f"{path.name}:{node.lineno} execute has {length} lines"
+
+
+LEGIBLE = re.compile(r"legible\(|quote\(|type\([\w.]+\)\.__name__$")
+OURS = {"example"}  # quoted words of the pack itself
+
+
+def messages(path: Path) -> list[ast.JoinedStr]:
+    """f-strings of a file that are raised or logged."""
+    told = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Raise) or (
+        isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("logging.", "ValueError")))]
+    return [part for node in told for part in ast.walk(node) if isinstance(part, ast.JoinedStr)]
+
+
+@pytest.mark.parametrize("path", runtime_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_message_quotes_can_be_logged(path: Path) -> None:
+    """By the house's style a message sets users' words in quotation marks, and nothing else; and a log shows the text
+    of a foreign exception wherever one is told or chained."""
+    for message in messages(path):
+        for before, part in zip(message.values, message.values[1:]):
+            quoted = isinstance(before, ast.Constant) and str(before.value).endswith("'")
+            if quoted and isinstance(part, ast.FormattedValue) and part.conversion != ord("a"):
+                words = ast.unparse(part.value)
+                assert LEGIBLE.match(words) or words in OURS, f"{path.name}:{message.lineno} quotes {words}: legible()"
+    for handler in (node for node in ast.walk(tree(path)) if isinstance(node, ast.ExceptHandler)):
+        told = [part for node in ast.walk(handler) if isinstance(node, ast.Raise) for part in ast.walk(node)
+                if isinstance(part, ast.FormattedValue)]
+        assert not [part for part in told if ast.unparse(part.value) == handler.name], (
+            f"{path.name}:{handler.lineno} tells a foreign exception as it is: legible()")
+        chained = [node for node in ast.walk(handler) if isinstance(node, ast.Raise) and node.exc is not None and not (
+            isinstance(node.cause, ast.Constant) and node.cause.value is None)]
+        assert not chained, f"{path.name}:{handler.lineno} raises within another exception that is logged: from None"
 
 
 def test_contract_is_kept(pack: dict[str, Any]) -> None:

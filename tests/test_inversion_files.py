@@ -1,14 +1,12 @@
 """Saved trajectories: bit for bit back, only ours in the list, no way out of the folders, one sentence for the rest."""
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import pytest
 import tiny
 import torch
@@ -19,6 +17,7 @@ from mixology.host.trajectory_file import find_fault, list_names, load_trajector
 from mixology.nodes.inversion import LoadTrajectory, SaveTrajectory
 from safetensors import safe_open
 from safetensors.torch import save_file
+from trajectory_rig import refuse, saved, spoil, use_folders
 
 pytestmark = pytest.mark.seam
 
@@ -33,33 +32,13 @@ def inference() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """Input and output folders of each test's own."""
-    before = folder_paths.get_input_directory(), folder_paths.get_output_directory()
-    ours = tmp_path / "input", tmp_path / "output"
-    for folder in ours:
-        folder.mkdir()
-    folder_paths.set_input_directory(str(ours[0]))
-    folder_paths.set_output_directory(str(ours[1]))
-    yield ours
-    folder_paths.set_input_directory(before[0])
-    folder_paths.set_output_directory(before[1])
+    yield from use_folders(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def trajectory(model: Any) -> Trajectory:
     latent = {**tiny.latent(2, 5, 8), "noise_mask": torch.rand(1, 40, 64), "batch_index": [4, 9]}
     return invert(model, latent, 3)
-
-
-def saved(trajectory: Trajectory, prefix: str = "mixology/trajectory") -> str:
-    """Its name in the list."""
-    place = save_trajectory(trajectory, prefix)
-    return "/".join(part for part in (place["subfolder"], place["filename"]) if part) + " [output]"
-
-
-def parts_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        names: list[str] = file.keys()
-        return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["mixology_trajectory"])
 
 
 # ------------------------------------------------------------------------------------------ there and back
@@ -200,26 +179,6 @@ def test_saving_stays_in_the_output_folder(trajectory: Trajectory, tmp_path: Pat
 
 
 # ------------------------------------------------------------------------------------------ damaged and hostile files
-
-def spoil(trajectory: Trajectory, output: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> str:
-    """The name of a file whose tensors and notes were changed after saving."""
-    name = saved(trajectory, "spoilt")
-    path = output / name.removesuffix(" [output]")
-    tensors, notes = parts_of(path)
-    changed = change(tensors, notes)
-    save_file(tensors, path, {"mixology_trajectory": changed if isinstance(changed, str) else json.dumps(notes)})
-    return name
-
-
-def refuse(name: str, words: str, at_once: bool = True) -> None:
-    """One sentence, from the header where that can tell."""
-    fault = find_fault(name)
-    assert (fault is not None) == at_once
-    with pytest.raises(ValueError, match=words) as caught:
-        load_trajectory(name)
-    assert "\n" not in str(caught.value)
-    assert fault is None or fault == str(caught.value)
-
 
 @pytest.mark.parametrize("size", [0, 3, 8, 40, 2000, -1])
 def test_truncated(trajectory: Trajectory, folders: tuple[Path, Path], size: int) -> None:

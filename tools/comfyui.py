@@ -53,7 +53,8 @@ class Server:
     """A running ComfyUI; a context manager that always ends it."""
 
     def __init__(self, host: environment.Host, port: int | None = None, paths_file: Path | None = None,
-                 arguments: Sequence[str] = (), name: str = "server") -> None:
+                 arguments: Sequence[str] = (), name: str = "server",
+                 variables: Mapping[str, str] | None = None) -> None:
         self.host = host
         self.port = port or 0
         self.log = LOGS / f"{name}.log"
@@ -61,6 +62,7 @@ class Server:
         self._name = name
         self._paths_file = paths_file
         self._arguments = list(arguments)
+        self._variables = dict(variables or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
@@ -150,7 +152,7 @@ class Server:
         if self._paths_file is not None:
             command += ["--extra-model-paths-config", self._paths_file]
         env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MIXOLOGY_HOST")}
-        env.update(PYTHONUTF8="1", PYTHONUNBUFFERED="1", NO_COLOR="1")
+        env.update({"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **self._variables})
         if not self.host.ours:
             env["PYTHONDONTWRITEBYTECODE"] = "1"
         group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
