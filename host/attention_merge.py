@@ -198,7 +198,7 @@ def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_cr
     if "attn1" in slots:
         own["attn1_patch"] = [merged.tell_text, *patches.get("attn1_patch", []), merged.lay_text]
     options = {**options, "patches": {**patches, **own}, OVERRIDE: merged.attend_each}
-    with run_uncompiled():
+    with run_uncompiled(model, options, Merge.node):
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 

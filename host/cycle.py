@@ -16,7 +16,8 @@ import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from tqdm.auto import tqdm
 
-from ..samplers.cycle import Level, check_falling, check_levels, check_settings, sample_cycle
+from ..samplers.cycle import Level, check_levels, check_settings, sample_cycle
+from ..samplers.levels import check_falling
 from .coverage import check_coverage
 from .rewind import Rewind
 
@@ -56,7 +57,7 @@ def check_source(source: SourcePrompt) -> None:
 
 def check_run(sigmas: torch.Tensor, skip: int, noise: torch.Tensor, picture: torch.Tensor | None) -> None:
     """Raises ValueError if there are no steps downward, no picture or no noise to start from."""
-    check_falling(sigmas.tolist(), "The Cycle Sampler")
+    check_falling(sigmas.tolist(), "The Cycle Sampler", repeats=True)
     steps = len(sigmas) - 1
     if skip >= steps:
         raise ValueError(

@@ -17,30 +17,18 @@ from ..samplers.layout import SIGMA_TOLERANCE
 from ..samplers.masks import check_mask, check_mask_count
 from . import injection_joint, injection_unet
 from .cycle import UNPREPARED
-from .injection_run import RUN, Run, find_run, note_run, uncompiled
+from .injection_run import RUN, Run, find_run, note_run
 from .inversion import Trajectory, start_trajectory
 from .layout import Latent, make_guider, output_latent, run_guider
 from .marks import Row
+from .networks import family_name, find_network, run_uncompiled
 from .spatial import is_active
 
 KEY = "mixology_injection"
 STEP_CACHE = "easycache"  # the host's own: it answers for the model at steps that it knows to be alike
 # What would make of the source something else than the whole picture at every step.
 PARTIAL = {"area": "an area", "mask": "a mask", "start_percent": "a time range", "end_percent": "a time range"}
-FAMILY_NAMES = {"Lumina2": "Lumina 2", "ZImage": "Z-Image", "ZImagePixelSpace": "Z-Image", "SVD_img2vid": "SVD"}
 Plan = dict[Row, Chunk]
-
-
-def find_network(model: Any) -> Any:
-    """The network of a BaseModel, or the one that a compiled module stands for."""
-    network = model.diffusion_model
-    return getattr(network, "_orig_mod", network)
-
-
-def family_name(model: Any) -> str:
-    """A model's name as people know it."""
-    name = type(model).__name__
-    return FAMILY_NAMES.get(name, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +161,7 @@ def read_and_inject(executor: Callable[..., Any], model: Any, conds: list[Any], 
     below = leave_out(model_options, KEY, RUN)
     if not any(points for _, points in acting):
         return call_below(executor, model, conds, x, timestep, below, options)
-    with uncompiled(model, model_options):
+    with run_uncompiled(model, options, NODE):
         plans = [injection.plan(model, conds, x, timestep, sigma, points, below, run)
                  for injection, points in acting if points]
         if not any(plans):

@@ -6,9 +6,7 @@ nobody's guider, so these are noted where a run begins, in the options of that r
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -128,26 +126,3 @@ def note_run(executor: Callable[..., Any], guider: Any, sigmas: Tensor, extra_ar
 def find_run(model_options: Options) -> Run:
     """The run that a call belongs to; one that knows nothing, for this call, beside a guider that noted none."""
     return model_options.get("transformer_options", {}).get(RUN) or Run()
-
-
-@contextmanager
-def uncompiled(model: Any, model_options: Options) -> Iterator[None]:
-    """Runs modules as they are instead of as they were compiled, which would not hear what is hung on them later.
-
-    A compiled network was recorded with the patches of its first call, and asks for no others.
-
-    Raises:
-        ValueError: if something is compiled, and this PyTorch cannot be told so.
-    """
-    if "torch._dynamo" not in sys.modules:
-        yield  # nothing was compiled
-    elif hasattr(torch.compiler, "set_stance"):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        wrappers = model_options.get("transformer_options", {}).get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-        if hasattr(model.diffusion_model, "_orig_mod") or "torch.compile" in wrappers:
-            raise ValueError(
-                f"{NODE} expected PyTorch 2.6 or newer beside a compiled model, got {torch.__version__}; update "
-                f"PyTorch, or remove the node that compiles the model.")
-        yield

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from comfy.patcher_extension import WrappersMP
 
 # By the host's class of a model's configuration; a class that is not here has the name of its nearest base that is.
 NAMES = {
@@ -42,11 +43,21 @@ def family_name(model: Any) -> str:
     return names[0] if names else type(model).__name__
 
 
-def run_uncompiled() -> AbstractContextManager[Any]:
-    """Runs compiled networks as they were written, for a call whose patches a compiled one may not hear.
+def run_uncompiled(model: Any, transformer_options: dict[str, Any], node: str) -> AbstractContextManager[Any]:
+    """Runs compiled networks as they were written, for calls whose patches a compiled one may not hear.
 
     The host compiles without guards on `transformer_options`: what was traced without a patch would run without it.
+
+    Raises:
+        ValueError: if something is compiled, and this PyTorch cannot be told so.
     """
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()  # nothing was compiled
+    if hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    wrappers = transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    if find_network(model) is not model.diffusion_model or "torch.compile" in wrappers:
+        raise ValueError(
+            f"{node} expected PyTorch 2.6 or newer beside a compiled model, got {torch.__version__}; update PyTorch, "
+            f"or remove the node that compiles the model.")
+    return nullcontext()

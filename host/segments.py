@@ -23,19 +23,6 @@ Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
 MakeReader = Callable[[Any, torch.Tensor], comfy.samplers.KSamplerX0Inpaint]
 
 
-class Forward:
-    """Forwards every attribute to another object, save those set here. Nothing is written to the other."""
-
-    def __init__(self, target: Any, **own: Any):
-        self.__dict__.update(own, _target=target)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_target"], name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__["_target"](*args, **kwargs)
-
-
 def start_state(
     sampler: Any, guider: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent: torch.Tensor,
 ) -> torch.Tensor:

@@ -161,7 +161,7 @@ def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_c
                              0 if c_crossattn is None else c_crossattn.shape[1])
     factors = factors.to(executor.class_obj.get_dtype_inference())
     options = scale_attention(executor.class_obj, options, factors, x)
-    with run_uncompiled():
+    with run_uncompiled(executor.class_obj, options, TokenScale.node):
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 

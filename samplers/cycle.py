@@ -118,18 +118,6 @@ def sample_cycle(
     return x
 
 
-def check_falling(sigmas: Sequence[float], node: str) -> None:
-    """Raises ValueError unless the sigmas are numbers that fall, or stay, down to 0 or above."""
-    if not all(0 <= sigma < math.inf for sigma in sigmas):
-        raise ValueError(
-            f"{node} expects a schedule of sigmas from 0 up, got one that is negative or no number; connect a "
-            f"scheduler node to the sampling node.")
-    if any(a < b for a, b in zip(sigmas, sigmas[1:])):
-        raise ValueError(
-            f"{node} expects sigmas that fall, got some that rise ({sigmas[0]:.4g} to {sigmas[-1]:.4g}); remove the "
-            f"node that flips them, or flip them back.")
-
-
 def check_settings(eta: float, skip: int, source_cfg: float = 1.0) -> None:
     """Raises ValueError if a setting is out of range."""
     if not 0.0 <= source_cfg <= LARGEST_CFG:

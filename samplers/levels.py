@@ -5,12 +5,13 @@ import math
 from collections.abc import Sequence
 
 
-def check_falling(sigmas: Sequence[float], node: str) -> None:
+def check_falling(sigmas: Sequence[float], node: str, repeats: bool = False) -> None:
     """Raises ValueError unless a schedule falls from step to step, is finite, has a step and ends at 0 or above.
 
     Args:
         sigmas: noise levels, one more than steps.
         node: who reads them, for the message.
+        repeats: whether a step may stay where it is.
     """
     if len(sigmas) < 2:
         raise ValueError(
@@ -24,7 +25,7 @@ def check_falling(sigmas: Sequence[float], node: str) -> None:
             raise ValueError(
                 f"{node} expects sigmas that fall from noise to picture, got {before:.4g} followed by {after:.4g}; "
                 f"take Flip Sigmas out, or connect a scheduler node.")
-        if after == before:
+        if after == before and not repeats:
             raise ValueError(
                 f"{node} expects sigmas that fall at every step, got {before:.4g} twice in a row; use fewer steps or "
                 f"another scheduler.")

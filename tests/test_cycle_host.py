@@ -308,10 +308,10 @@ def test_nothing_to_restyle_and_nothing_to_start_from(model: Any) -> None:
 
 
 @pytest.mark.parametrize(("change", "text"), [
-    (lambda sigmas: sigmas.flip(0), r"sigmas that fall, got some that rise \(0 to [\d.]+\); remove the node"),
-    (lambda sigmas: sigmas * float("nan"), "sigmas from 0 up, got one that is negative or no number; connect a sched"),
-    (lambda sigmas: -sigmas, "sigmas from 0 up, got one that is negative or no number"),
-    (lambda sigmas: torch.cat([sigmas.new_tensor([torch.inf]), sigmas]), "got one that is negative or no number"),
+    (lambda sigmas: sigmas.flip(0), r"sigmas that fall from noise to picture, got 0 followed by [\d.]+; take Flip Sigmas out"),
+    (lambda sigmas: sigmas * float("nan"), "sigmas that are numbers from 0 up, got others among them; connect a sched"),
+    (lambda sigmas: -sigmas, "sigmas that are numbers from 0 up, got others"),
+    (lambda sigmas: torch.cat([sigmas.new_tensor([torch.inf]), sigmas]), "got others among them"),
 ])
 def test_sigmas_that_do_not_fall(model: Any, change: Any, text: str) -> None:
     with pytest.raises(ValueError, match=f"The Cycle Sampler expects .*{text}"):
