@@ -1,6 +1,7 @@
 """Feature injection in the host's diffusion transformers, where text and picture share one sequence of tokens."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -65,8 +66,8 @@ class Around:
             kwargs["context"] = kwargs.pop("c_crossattn")
         given = {**dict(zip(self.names, args)), **kwargs}
         options, frames, *grid = given["transformer_options"] or {}, *count_tokens(given["x"], self.side)
-        references = [count_tokens(latent, self.side) for latent in given.get("ref_latents") or []]
-        call = JointCall(given["context"].shape[1], (grid[0], grid[1]), frames, sum(t * h * w for t, h, w in references))
+        others = sum(math.prod(count_tokens(latent, self.side)) for latent in given.get("ref_latents") or [])
+        call = JointCall(given["context"].shape[1], (grid[0], grid[1]), frames, others)
         given["transformer_options"] = {**options, OVERRIDE: self.make(call, options, given["x"].shape)}
         ordered = [given.pop(name, None) for name in self.names]
         result = executor(*ordered, **given)
@@ -82,7 +83,7 @@ class Around:
 
 
 class Read(Around):
-    """Around a source call: fills the readings of its rows, which see `parts`, by their index in the list of sources."""
+    """Around a source call: fills the readings of its rows, which see `parts`, by index in the list of sources."""
 
     def __init__(self, network: Any, readings: Sequence[Reading], parts: Sequence[Part], points: Sequence[Point]):
         super().__init__(network)

@@ -83,7 +83,7 @@ class Around:
 
 
 class Read(Around):
-    """Around a source call: fills the readings of its rows, which see `parts`, by their index in the list of sources."""
+    """Around a source call: fills the readings of its rows, which see `parts`, by index in the list of sources."""
 
     def __init__(self, network: Any, readings: Sequence[Reading], parts: Sequence[Part], points: Sequence[Point]):
         self.readings, self.parts, self.points = readings, parts, points

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,19 +120,12 @@ def test_state_in_options_is_each_readings_own(model: Any, trajectory: Any) -> N
     stateful = with_state_in_options(model)
     reader = with_state_in_options(raise_norms(tiny.unet()))
     own = reader.model_options["transformer_options"]
-    called = reader.model.apply_model
-
-    class Reader:
-        """The other instance, with the other node's patch on it."""
-
-        class model:
-            diffusion_model = reader.model.diffusion_model
-
-            @staticmethod
-            def apply_model(*args: Any, **kwargs: Any) -> Tensor:
-                return called(*args, **{**kwargs, "transformer_options": own})
-
-    explicit = inject_explicitly(stateful, trajectory, SOURCE, 1.0, 1.0, BLOCKS, reader=Reader)
+    # the other instance, with the other node's patch on it
+    called, network = reader.model.apply_model, reader.model.diffusion_model
+    other = SimpleNamespace(model=SimpleNamespace(
+        diffusion_model=network,
+        apply_model=lambda *args, **kwargs: called(*args, **{**kwargs, "transformer_options": own})))
+    explicit = inject_explicitly(stateful, trajectory, SOURCE, 1.0, 1.0, BLOCKS, reader=other)
     expected = run(guide(explicit, POSITIVE, NEGATIVE, 1.0), trajectory)
     stateful = with_state_in_options(model)
     injecting = inject_features(stateful, trajectory, SOURCE, 1.0, 1.0)
