@@ -62,7 +62,8 @@ def attention_patches(options: dict[str, Any]) -> list[Any]:
 def code_of(function: Any) -> Any:
     """The code of a function, a method or an object that can be called; None of others."""
     function = getattr(function, "__func__", getattr(function, "func", function))  # of a method, of a partial
-    return getattr(function, "__code__", None) or getattr(getattr(type(function), "__call__", None), "__code__", None)
+    called = function if hasattr(function, "__code__") or not callable(function) else type(function).__call__
+    return getattr(called, "__code__", None)
 
 
 def takes_first_positive(patch: Any) -> bool:

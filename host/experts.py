@@ -104,7 +104,7 @@ def latent_fields(latent_format: Any) -> dict[str, Any]:
 
 
 def is_flow(sampling: Any) -> bool:
-    """Whether noise takes the place of the picture, as in flow models, or is added to it: measured, at half the noise."""
+    """Whether noise takes the place of the picture, as in flow models, or is added to it: measured halfway."""
     middle = sampling.percent_to_sigma(0.5)
     return noise_levels(sampling, torch.tensor([float(middle)]))[0].signal < 1 - TOLERANCE
 
@@ -179,8 +179,8 @@ def check_depth() -> None:
         depth, frame = depth + 1, frame.f_back
     if depth + ROOM > sys.getrecursionlimit():
         raise ValueError(
-            "The Saliency Fusion Guider expects fewer experts, got so many that their runs, one inside the other, exceed "
-            "Python's call depth; remove some experts, or nodes that wrap the runs of their models (such as caches).")
+            "The Saliency Fusion Guider expects fewer experts, got so many that their runs, one inside the other, "
+            "exceed Python's call depth; remove some experts, or nodes that wrap the runs of their models (such as caches).")
 
 
 class ExpertGuider(comfy.samplers.CFGGuider):
@@ -259,7 +259,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
     def bring_weights(self) -> None:
         """Have the host load this expert's weights, if they are not there."""
         if not self.is_present():
-            conds = {f"{name} {i}": conds for i, own in enumerate((self, *self.mates)) for name, conds in own.conds.items()}
+            together = enumerate((self, *self.mates))
+            conds = {f"{name} {i}": conds for i, own in together for name, conds in own.conds.items()}
             comfy.sampler_helpers.prepare_sampling(self.model_patcher, self.shape, conds, self.model_options)
         self.inner_model.current_patcher = self.model_patcher
 

@@ -349,8 +349,8 @@ def show_maps(guider: Any, latent: dict[str, Any]) -> tuple[torch.Tensor, torch.
 def explain_missing(guider: SaliencyGuider, samples: torch.Tensor) -> str:
     """Why no run of the guider made a latent, and what to do."""
     if not guider.maps.runs:
-        return ("Saliency Maps expects a guider that has sampled, got one without a finished run; connect the latent that "
-                "it sampled, and run the sampling node again (for instance with another seed).")
+        return ("Saliency Maps expects a guider that has sampled, got one without a finished run; connect the latent "
+                "that it sampled, and run the sampling node again (for instance with another seed).")
     found, wanted = tuple(guider.maps.runs[-1].winners.shape[1:]), (len(samples), *samples.shape[2:])
     if found != wanted:
         return (f"Saliency Maps expects the latent of the guider's last run, with the shape {describe(found)}, got "

@@ -48,5 +48,5 @@ def fingerprint(latent: torch.Tensor) -> bytes:
     """What tells a latent from another: shape and values, in float32."""
     values = latent.detach().to("cpu", torch.float32).contiguous()
     name = hashlib.blake2b(str(tuple(values.shape)).encode(), digest_size=16)
-    name.update(values.numpy())
+    name.update(values.numpy().tobytes())
     return name.digest()

@@ -64,7 +64,7 @@ def draw_gradient_masks(
         [parts * rows, H, W] in float32, row by row, summing to 1 at every pixel.
 
     Raises:
-        ValueError: for a number out of range, if there are more masks than a guider takes, or more than fit into memory.
+        ValueError: for a number out of range, more masks than a guider takes, or more than memory holds.
     """
     check_gradient(width, height, profile, parts, angle, sharpness, rows)
     columns = split_ramp(draw_ramp(width, height, angle), parts, profile, sharpness)
