@@ -133,7 +133,7 @@ def test_prompts_with_gaps_are_refused_before_anything_is_read(model: Any, promp
     ({"steps": 10 ** 9}, "steps expects a number from 1 to 10000, got 1000000000"),
     ({"steps": float("nan")}, "steps expects a number from 1 to 10000, got nan"),
     ({"rule": "heun"}, "rule expects one of ditail, euler, got heun; choose ditail"),
-    ({"scheduler": "linear\ud800"}, "scheduler expects one of the host's, got linear.{2,3}d800; choose one from the list"),
+    ({"scheduler": "linear\ud800"}, "scheduler expects one of the host's, got linear.{2,3}d800; choose one from"),
 ])
 def test_settings_that_do_not_fit(model: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):

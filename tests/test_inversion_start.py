@@ -106,7 +106,7 @@ def test_states_take_the_form_of_what_they_go_beside(found: Trajectory) -> None:
 
 
 @pytest.mark.parametrize(("shape", "words"), [
-    ((1, 4, 8, 8), "expects latents of its size 10x7, got 8x8; sample the latent of Start from Trajectory as it is, with"),
+    ((1, 4, 8, 8), "expects latents of its size 10x7, got 8x8; sample the latent of Start from Trajectory as it is, w"),
     ((1, 16, 7, 10), "expects latents of 4 channels like its own, got 16 channels; sample with a model of the same"),
     ((1, 4, 1, 7, 10), "expects latents of 4 channels like its own"),
 ])
@@ -118,7 +118,7 @@ def test_states_of_another_shape(found: Trajectory, shape: tuple[int, ...], word
 def test_states_of_another_batch_and_beyond_the_end(model: Any, found: Trajectory) -> None:
     two = invert(model, tiny.latent(2), 2)
     assert two.state_at(0.0, torch.empty(2, 4, 8, 8)).shape[0] == 2
-    with pytest.raises(ValueError, match="expects a batch of 2 like its own, got 3; sample the latent of Start from Tra"):
+    with pytest.raises(ValueError, match="expects a batch of 2 like its own, got 3; sample the latent of Start from T"):
         two.state_at(0.0, torch.empty(3, 4, 8, 8))
     with pytest.raises(ValueError, match=r"has no state at 99; sample with the sigmas of Start from Trajectory"):
         found.state_at(99.0, torch.empty(1, 4, 7, 10))
