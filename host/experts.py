@@ -180,7 +180,7 @@ def check_depth() -> None:
     if depth + ROOM > sys.getrecursionlimit():
         raise ValueError(
             "The Saliency Fusion Guider expects fewer experts, got so many that their runs, one inside the other, "
-            "exceed Python's call depth; remove some experts, or nodes that wrap the runs of their models (such as caches).")
+            "exceed Python's call depth; remove some experts, or nodes that wrap the runs of their models.")
 
 
 class ExpertGuider(comfy.samplers.CFGGuider):

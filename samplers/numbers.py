@@ -37,8 +37,8 @@ def check_number(value: Any, name: str, low: float, high: float, whole: bool) ->
     Args:
         name: the input, for the message; whole: whether it takes whole numbers only.
     """
-    is_number = isinstance(value, Integral if whole else Real)  # NumPy's too
-    if is_number and low <= value <= high:
+    kind: Any = Integral if whole else Real  # NumPy's as well
+    if isinstance(value, kind) and low <= value <= high:
         return
     ends = [f"{end}" if whole else f"{end:g}" for end in (low, high)]
     raise ValueError(

@@ -198,14 +198,14 @@ def test_experts_on_one_model_share_it(model: Any, others: dict[str, Any]) -> No
 
 
 def test_any_split_of_the_batch(model: Any) -> None:
-    """The host packs as many rows into a call as memory allows."""
+    """The host packs as many rows into a call as memory allows. Softly, so that rounding turns no pixel's winner."""
     latent, sigmas = tiny.latent(3, 12, 10), tiny.sigmas_of(model, "simple", 3)
-    whole = run(fuser([spec(model), spec(model, OTHER)]), latent, sigmas)
+    whole = run(fuser([spec(model), spec(model, OTHER)], softness=0.5), latent, sigmas)
     for free, largest in ((0.0, 1), (1.5, 1), (1e12, 3)):
         counted, calls = tiny.count_evaluations(model)
         row = model.model.memory_required([3, 4, 12, 10], cond_shapes={})
         counted.get_free_memory = lambda device, free=free, row=row: free * row * 1.5
-        close(run(fuser([spec(counted), spec(counted, OTHER)]), latent, sigmas), whole)
+        close(run(fuser([spec(counted), spec(counted, OTHER)], softness=0.5), latent, sigmas), whole)
         assert max(calls) == largest * 3 and sum(calls) == 3 * 3 * 3
 
 

@@ -72,8 +72,8 @@ def test_latents_that_no_run_made(model: Any) -> None:
     assert not torch.equal(first, second)
     assert torch.equal(show_maps(guider, latent)[1], second)  # the one that went in: its latest run
     assert torch.equal(show_maps(guider, {"samples": result.double()})[1], first)
-    with pytest.raises(ValueError, match=r"^Saliency Maps expects a latent as it came out of the sampling node, got one "
-                                         r"that none of the 2 run\(s\) that the guider remembers has made; connect an"):
+    with pytest.raises(ValueError, match=r"^Saliency Maps expects a latent as it came out of the sampling node, got "
+                                         r"one that none of the 2 run\(s\) that the guider remembers has made; conn"):
         show_maps(guider, {"samples": result * 1.5})
     with pytest.raises(ValueError, match="of the guider's last run, with the shape 1x12x10, got 1x10x12; connect that"):
         show_maps(guider, {"samples": result.transpose(2, 3)})
