@@ -29,6 +29,7 @@ from ..samplers.wording import legible
 from .coverage import check_coverage
 from .cycle import noise_levels
 from .layout import Latent, describe_size, full_sigmas, output_latent, run_guider
+from .marks import is_marked
 from .rewind import Rewind
 
 LARGEST_INDEX = 2 ** 16  # the host counts up to every number in a batch_index, drawing noise
@@ -304,7 +305,7 @@ def blend_prompts(positive: list[Any], negative: list[Any], alpha: float, beta: 
 
     Raises:
         ValueError: if a weight is no number, the positive is empty, the negative has neither one entry nor as many as
-            the positive, or they do not fit together.
+            the positive, they do not fit together, or one of them is marked.
     """
     check_weights(alpha, beta)
     if not positive:
@@ -316,6 +317,10 @@ def blend_prompts(positive: list[Any], negative: list[Any], alpha: float, beta: 
             f"{len(negative)}; blend before Conditioning Combine.")
     blended = []
     for (text, options), (other, others) in zip(positive, negative * (len(positive) // len(negative))):
+        if beta != 0 and (is_marked(options) or is_marked(others)):
+            raise ValueError(
+                "Blend Prompts expects plain prompts, got one with scaled words or merged styles, whose places mean "
+                "nothing in a blend; blend first, or set beta to 0.")
         result, own = blend_embeddings(text, other, alpha, beta), dict(options)
         if own.get("pooled_output") is not None:
             own["pooled_output"] = blend_embeddings(own["pooled_output"], others.get("pooled_output"), alpha, beta)

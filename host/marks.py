@@ -126,6 +126,11 @@ def read_mark(options: dict[str, Any], key: str) -> Any:
     return None if mark is None else mark.cond
 
 
+def is_marked(options: dict[str, Any]) -> bool:
+    """Whether an entry of a CONDITIONING carries a mark of any of our nodes."""
+    return any(isinstance(value, Mark) for value in options.get("model_conds", {}).values())
+
+
 def take_marks(conds: list[list[dict[str, Any]] | None], key: str) -> tuple[list[Any], list[Found]]:
     """The conditionings of a `calc_cond_batch` call without their marks, and the marks.
 

@@ -13,7 +13,9 @@ import tiny
 import torch
 from attention_merge_rig import Expected, merge, merge_explicitly, texts_of
 from families import PECULIAR, raise_norms
-from marks_rig import MASKS, NODES, OTHER, TEXT, THIRD, close, differ, explicit, factors, mark, run
+from marks_rig import MASKS, NEGATIVE, NODES, OTHER, TEXT, THIRD, close, differ, explicit, factors, mark, run
+from mixology.host.inversion import blend_prompts
+from mixology.host.marks import is_marked
 from torch import Tensor
 
 pytestmark = pytest.mark.seam
@@ -127,3 +129,14 @@ def test_merge_where_transformers_read_text_twice() -> None:
     with merge_explicitly(model, Expected(texts_of(*texts), MASKS)):
         close(ours, run(model, texts[0], family.conditioning(2, 11)))
     assert differ(ours, run(model, texts[0], family.conditioning(2, 11)))
+
+
+@pytest.mark.parametrize("technique", NODES)
+def test_a_marked_prompt_is_not_blended(technique: str, model: Any) -> None:
+    """A blend's tokens are two prompts': a mark of either would mean other words."""
+    _, marked = mark(technique, model)
+    for pair in ((marked, NEGATIVE), (NEGATIVE, marked)):
+        with pytest.raises(ValueError, match="Blend Prompts expects plain prompts, got one with scaled words or merged"):
+            blend_prompts(*pair, 2.0, 0.5)
+    alone, = blend_prompts(marked, NEGATIVE, 2.0, 0.0)
+    assert torch.equal(alone[0], 2 * marked[0][0]) and is_marked(alone[1])
