@@ -138,9 +138,9 @@ class Trajectory:
         if not all(is_near(a.signal, b.signal) and is_near(a.noise, b.noise) for a, b in zip(self.levels, its)):
             kinds = describe_path(self.levels), describe_path(its)
             raise ValueError(
-                f"The trajectory is of {kinds[0]}, got {kinds[1]} to sample with"
+                f"The trajectory expects a model of its own kind, {kinds[0]}, got {kinds[1]}"
                 f"{'' if kinds[0] != kinds[1] else ' that scales its noise otherwise'}; eps and v models go with one "
-                f"another, flow models with flow models: invert the picture with a model of this one's kind.")
+                f"another and flow models with flow models, so invert the picture with a model of that kind.")
 
 
 @torch.no_grad()

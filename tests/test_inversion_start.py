@@ -127,7 +127,7 @@ def test_states_of_another_batch_and_beyond_the_end(model: Any, found: Trajector
 def test_models_that_fit(models: dict[str, Any], found: Trajectory) -> None:
     for model in (models["eps"], models["v"], tiny.unet("eps", seed=4)):
         found.check_model(model)
-    with pytest.raises(ValueError, match="is of an eps or v model .*, got a flow model .* to sample with; eps an"):
+    with pytest.raises(ValueError, match="of its own kind, an eps or v model .*, got a flow model .*; eps and v"):
         found.check_model(models["flow"])
     with pytest.raises(ValueError, match="of the latent format SD15, got Wan21; use source and target models of one"):
         found.check_model(tiny.video())
