@@ -65,7 +65,8 @@ def block_by_block(model: Any) -> Any:
 
 
 @pytest.mark.parametrize(("compiled", "attention", "features"), [
-    (as_the_host, 0.5, 0.8), (as_the_host, 0.0, 1.0), (as_the_host, 1.0, 0.0), (in_the_networks_place, 1.0, 1.0),
+    pytest.param(as_the_host, 0.5, 0.8, marks=pytest.mark.slow), (as_the_host, 0.0, 1.0), (as_the_host, 1.0, 0.0),
+    (in_the_networks_place, 1.0, 1.0),
     (in_a_blocks_place, 0.5, 0.8), (block_by_block, 1.0, 1.0)])
 def test_compiled_unets(compiled: Any, attention: float, features: float) -> None:
     """As without compiling, in both orders; steps that inject nothing run compiled."""

@@ -153,6 +153,20 @@ def test_what_is_noted_in_the_options_lasts_through_the_run(model: Any, trajecto
     assert seen == list(range(1, len(trajectory.sigmas)))
 
 
+@pytest.mark.parametrize("until", [0.0001, 0.6], ids=["not injecting", "injecting"])
+def test_the_network_never_sees_what_is_injected(model: Any, trajectory: Any, until: float) -> None:
+    """One that was compiled beside an option crashes in the host once that is gone."""
+    def note(executor: Any, *arguments: Any, **kwargs: Any) -> Any:
+        seen.update(arguments[5])
+        return executor(*arguments, **kwargs)
+
+    seen: dict[str, Any] = {}
+    noting = inject_features(model, trajectory, SOURCE, until, 0.0)
+    noting.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "note", note)
+    run(guide(noting, POSITIVE, NEGATIVE), trajectory)
+    assert seen and not [key for key in seen if key.startswith("mixology")]
+
+
 def test_a_node_that_skips_the_targets_is_told(model: Any, trajectory: Any) -> None:
     """Such as other packs' step caches: nothing says that what they answer with was injected."""
     def skip(executor: Any, x: Tensor, *rest: Any, **more: Any) -> Tensor:
