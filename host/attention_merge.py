@@ -21,6 +21,7 @@ from .marks import (
     find_rows,
     hand_call,
     keep_text,
+    leave_out,
     mark_conditioning,
     read_mark,
     read_marks,
@@ -176,6 +177,7 @@ def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_cr
     """
     options = watch_regions(transformer_options or {}, KEY, len(x), Merge.node)
     found: list[RowStyles | None] = find_rows(options, KEY, len(x), Merge.node)
+    options = leave_out(options, KEY)
     if not found:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     model, share = executor.class_obj, len(x) // len(found)

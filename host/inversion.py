@@ -25,14 +25,15 @@ from ..samplers.inversion import (
     sample_inversion,
     solve_noise,
 )
+from ..samplers.trajectory import LARGEST_INDEX
 from ..samplers.wording import legible
 from .coverage import check_coverage
 from .cycle import noise_levels
 from .layout import Latent, describe_size, full_sigmas, output_latent, run_guider
 from .marks import is_marked
 from .rewind import Rewind
+from .run import read_noise_mask
 
-LARGEST_INDEX = 2 ** 16  # the host counts up to every number in a batch_index, drawing noise
 
 
 def format_name(model: Any) -> str:
@@ -49,8 +50,9 @@ def start_level(sampling: Any, sigma: torch.Tensor) -> Level:
 
 def is_sane_index(index: Any, batch: int) -> bool:
     """Whether a LATENT's batch_index numbers its pictures in a way that the host can work off."""
-    return isinstance(index, list | tuple) and len(index) == batch and all(
-        isinstance(item, int) and 0 <= item < LARGEST_INDEX for item in index)
+    items = index.tolist() if isinstance(index, torch.Tensor) else index
+    return isinstance(items, list | tuple | range) and len(items) == batch and all(
+        isinstance(item, int) and 0 <= item <= LARGEST_INDEX for item in items)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,7 @@ class Trajectory:
         index = self.latent.get("batch_index")
         if index is not None and not is_sane_index(index, shape[0]):
             raise ValueError(
-                f"The trajectory expects a batch_index of one number from 0 to {LARGEST_INDEX - 1} for each of its "
+                f"The trajectory expects a batch_index of one number from 0 to {LARGEST_INDEX} for each of its "
                 f"{shape[0]} image(s), got another; invert the picture again.")
         if not all(bool(part.isfinite().all()) for part in (self.states, self.end, self.latent["samples"])):
             raise ValueError(
@@ -186,7 +188,7 @@ def read_picture(model: Any, latent: Latent) -> Latent:
     """The LATENT to invert, in the model's dimensions.
 
     Raises:
-        ValueError: if it is empty, of several parts, or of another latent format.
+        ValueError: if it is empty, of several parts, of another latent format, or no numbers, its noise mask neither.
     """
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
@@ -206,6 +208,7 @@ def read_picture(model: Any, latent: Latent) -> Latent:
         raise ValueError(
             "DDIM Inversion expects the latent of a picture, got one with values that are no numbers (NaN or "
             "infinite); encode the picture anew, with the VAE at a higher precision.")
+    read_noise_mask(latent)
     picture = output_latent(latent, samples)
     if not is_sane_index(picture.get("batch_index"), len(samples)):
         picture.pop("batch_index", None)  # numbers that are not of these pictures

@@ -196,6 +196,11 @@ def find_rows(transformer_options: dict[str, Any], key: str, rows: int, node: st
     return found
 
 
+def leave_out(transformer_options: dict[str, Any], key: str) -> dict[str, Any]:
+    """The options without what is ours in them: a network that is compiled beside a key asks for it ever after."""
+    return {name: value for name, value in transformer_options.items() if name not in (key, f"{key}_texts")}
+
+
 # --------------------------------------------------------------------------------------------------- batches
 
 def find_images(x: Tensor, model_options: dict[str, Any]) -> tuple[int, list[int]]:

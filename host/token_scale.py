@@ -24,6 +24,7 @@ from .marks import (
     find_rows,
     hand_call,
     keep_text,
+    leave_out,
     mark_conditioning,
     read_marks,
     take_marks,
@@ -155,6 +156,7 @@ def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_c
     """Around one call of the model: patches its attention for this call if it holds rows to scale."""
     options = watch_regions(transformer_options or {}, KEY, len(x), TokenScale.node)
     chunks = find_rows(options, KEY, len(x), TokenScale.node)
+    options = leave_out(options, KEY)
     if not chunks:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     factors = spread_factors([part if part is None else part.to(x.device) for part in chunks], len(x),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..samplers.cycle import Level
-from ..samplers.trajectory import LARGEST_INDEX, check_path, check_picture
+from ..samplers.trajectory import LARGEST_INDEX, check_noise_mask
 from ..samplers.wording import legible
 from .inversion import Trajectory
 
@@ -61,7 +61,7 @@ def is_sound(notes: dict[str, Any]) -> bool:
         return False
     pairs = all(isinstance(level, list) and len(level) == 2 and all(map(is_number, level))
                 for level in (*levels, notes["start"]))
-    indices = (index is None or is_index(index)) and is_index(more.get("batch_index", []))
+    indices = (index is None or is_index(index)) and "batch_index" not in more
     return pairs and indices and not {"samples", "noise_mask"} & set(more)
 
 
@@ -96,8 +96,7 @@ def compose(tensors: dict[str, torch.Tensor], notes: dict[str, Any]) -> Trajecto
     levels, start = tuple(Level(*level) for level in notes["levels"]), Level(*notes["start"])
     trajectory = Trajectory(
         tensors["sigmas"], tensors["states"], latent, tensors["end"], notes["latent_format"], levels, start)
-    check_picture(latent["samples"], latent.get("noise_mask"))
-    check_path(tensors["sigmas"].tolist(), levels, start)
+    check_noise_mask(latent.get("noise_mask"))
     return trajectory
 
 
@@ -115,10 +114,8 @@ def describe(trajectory: Trajectory) -> tuple[dict[str, torch.Tensor], dict[str,
     if latent.get("noise_mask") is not None:
         tensors["noise_mask"] = latent["noise_mask"].clone()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    index = read_index(latent.get("batch_index"))
+    index = latent.get("batch_index")
     more = {key: value for key, value in latent.items() if key not in FOREMOST}
-    if index is not None and len(index) != len(latent["samples"]):  # stale: kept, but as no index of these pictures
-        index, more = None, {**more, "batch_index": index}
     strange = next((key for key, value in more.items() if not is_plain({key: value}, DEEPEST + 1)), None)
     if strange is not None:
         raise ValueError(
@@ -126,25 +123,10 @@ def describe(trajectory: Trajectory) -> tuple[dict[str, torch.Tensor], dict[str,
             f"'{legible(strange)}', which the file cannot hold; invert the latent that VAE Encode makes.")
     notes = {"version": VERSION, "latent_format": trajectory.latent_format,
              "levels": [[level.signal, level.noise] for level in trajectory.levels],
-             "start": [trajectory.start.signal, trajectory.start.noise], "batch_index": index,
+             "start": [trajectory.start.signal, trajectory.start.noise], "batch_index": None if index is None else [int(item) for item in index],
              **({MORE: more} if more else {})}
     check_whole(tensors, notes)
     return tensors, notes
-
-
-def read_index(index: Any) -> list[int] | None:
-    """A latent's batch_index as a list. Raises ValueError if it is none that the host could count to."""
-    if index is None:
-        return None
-    try:
-        items = [int(item) for item in index]
-        if is_index(items) and all(item == own for item, own in zip(items, index)):
-            return items
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ValueError(
-        f"Save Trajectory expects a batch_index of whole numbers from 0 to {LARGEST_INDEX}, got {legible(index)}; "
-        f"invert the latent that VAE Encode makes.")
 
 
 def check_whole(tensors: dict[str, torch.Tensor], notes: dict[str, Any]) -> None:

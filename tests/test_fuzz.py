@@ -1,6 +1,7 @@
 """Every node with inputs at random, in bounds and odd: a finite result or one sentence, and inputs as they were."""
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +14,10 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSampli
 from mixology.host import demo
 from torch import Tensor
 
-ROUNDS = 12  # a node
+ROUNDS = 24  # a node
 SIGMAS = torch.tensor([6.0, 2.0, 0.5, 0.0])
 CAPTION = "a striped red star on a blue background"
+LATENT = {"samples": torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1}
 SMALL = {"steps": 4, "width": 96, "height": 96}  # what grows with these is not under test
 TEXTS = {
     "text": [CAPTION, "", "star " * 90, "\u661f", "lone \ud800 surrogate"],
@@ -58,7 +60,7 @@ class Maker:
         return torch.rand(shape, generator=self.generator)
 
     def model(self) -> Any:
-        return self.dice.choice(self.models)
+        return self.dice.choice([self.models[0], *self.models])
 
     def conditioning(self) -> list[Any]:
         text = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(self.dice.choice([CAPTION, "", "star " * 90])))
@@ -66,12 +68,14 @@ class Maker:
         odd = [[], [[torch.zeros_like(entry[0]), entry[1]]], [entry, [entry[0] * 0.5, {}]],
                [[entry[0], {**entry[1], "start_percent": 0.2, "end_percent": 0.6}]],
                [[entry[0], {**entry[1], "area": (4, 4, 0, 0), "strength": 1.0}]]]
-        return self.dice.choice([text, text, text, *odd])
+        return self.dice.choice([*[text] * 12, *odd])
 
     def latent(self) -> dict[str, Any]:
         batch, height, width = self.dice.choice([(1, 8, 8), (2, 9, 7), (3, 8, 12)])
         latent: dict[str, Any] = {"samples": self.noise(batch, 4, height, width) * 2 - 1}
-        kind = self.dice.randrange(8)
+        kind = self.dice.randrange(12)
+        if kind > 8:
+            return dict(LATENT)
         if kind == 0:
             latent["samples"] = torch.zeros_like(latent["samples"])
         elif kind == 1:
@@ -86,7 +90,7 @@ class Maker:
         mask = self.noise(self.dice.choice([1, 1, 2, 3]), 16, 12)
         odd = [mask > 0.5, mask.double(), torch.zeros_like(mask), torch.full_like(mask, float("nan")), mask[0], -mask,
                mask * 1e4, mask[:, None]]
-        return self.dice.choice([mask, mask, *odd])
+        return self.dice.choice([*[mask] * 8, *odd])
 
     def image(self) -> Tensor:
         image = self.noise(self.dice.choice([1, 2]), 32, 24, 3)
@@ -102,17 +106,34 @@ class Maker:
                 continue
         raise AssertionError(f"{node} takes nothing")
 
+    def experts(self) -> Any:
+        """One or two."""
+        chain: Any = None
+        for _ in range(self.dice.choice([1, 2, 2])):
+            chain = self.ours("MixologyExpert", experts=chain, model=self.models[0])
+        return chain
+
+    def guider(self) -> Any:
+        """One of ours that has sampled `LATENT`, or another."""
+        if self.dice.random() < 0.3:
+            return tiny.cfg_guider(self.models[0], self.conditioning(), self.conditioning())
+        guider = self.ours("MixologySaliencyGuider", outside=0)
+        with contextlib.suppress(ValueError):
+            guider.sample(self.noise(1, 4, 8, 8), LATENT["samples"], comfy.samplers.sampler_object("euler"), SIGMAS,
+                          disable_pbar=True, seed=1)
+        return guider
+
     def value(self, socket: Any) -> Any:
         kind, name = socket.get_io_type(), socket.id
         if kind in ("INT", "FLOAT"):
             high = min(socket.max, SMALL.get(name, socket.max))
             low = min(socket.min, high)
             inner = self.dice.randint(low, high) if kind == "INT" else self.dice.uniform(low, high)
-            return self.dice.choice([inner, inner, min(socket.default, high), low, high])
+            return self.dice.choice([inner, inner, *[min(socket.default, high)] * 4, low, high])
         if kind == "BOOLEAN":
             return self.dice.random() < 0.5
         if kind == "STRING":
-            return self.dice.choice(TEXTS[name])
+            return self.dice.choice([*TEXTS[name][:1] * 4, *TEXTS[name]])
         if kind == "COMBO":
             return self.dice.choice([*socket.options, *TEXTS["name"]] if name == "name" else list(socket.options))
         makers: dict[str, Callable[[], Any]] = {
@@ -121,15 +142,14 @@ class Maker:
             "SAMPLER": lambda: comfy.samplers.sampler_object(self.dice.choice(comfy.samplers.SAMPLER_NAMES)),
             "MIXOLOGY_LAYOUT": lambda: self.ours("MixologyLayoutNoise"),
             "MIXOLOGY_TRAJECTORY": lambda: self.ours("MixologyInvert"),
-            "MIXOLOGY_EXPERTS": lambda: self.ours("MixologyExpert"),
-            "MIXOLOGY_MIXER": lambda: self.ours("MixologyMixerImage"),
-            "GUIDER": lambda: tiny.cfg_guider(self.models[0], self.conditioning(), self.conditioning())}
+            "MIXOLOGY_EXPERTS": self.experts, "GUIDER": self.guider,
+            "MIXOLOGY_MIXER": lambda: self.ours("MixologyMixerImage", mixer=None)}
         return makers[kind]()
 
-    def inputs(self, node: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def inputs(self, node: str, chosen: dict[str, Any] | None = None) -> dict[str, Any]:
+        found, chosen = {}, chosen or {}
         for socket in self.pack[node].define_schema().inputs:
-            if socket.optional and self.dice.random() < 0.4:
+            if socket.id in chosen or (socket.optional and self.dice.random() < 0.4):
                 continue
             if hasattr(socket, "template"):
                 names = [f"{socket.template.prefix}{i}" for i in range(self.dice.choice([2, 2, 3]))]
@@ -140,7 +160,7 @@ class Maker:
 
     def call(self, node: str, chosen: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a node returns, and what it was given."""
-        given = {**self.inputs(node), **chosen}
+        given = {**self.inputs(node, chosen), **chosen}
         return self.pack[node].execute(**given).result or (), given
 
 
@@ -158,7 +178,6 @@ def tensors_of(value: Any, depth: int = 0) -> Iterator[Tensor]:
 
 def use(output: Any, maker: Maker) -> Any:
     """What a few steps of the host make of a MODEL, SAMPLER or GUIDER; other outputs are shown as they are."""
-    latent = {"samples": maker.noise(1, 4, 8, 8)}
     positive = [[maker.noise(1, 77, 128), {}]]
     model, solver, guider = maker.models[0], comfy.samplers.sampler_object("euler"), None
     if hasattr(output, "model_options") and hasattr(output, "clone"):
@@ -170,7 +189,7 @@ def use(output: Any, maker: Maker) -> Any:
     else:
         return output
     guider = guider or tiny.cfg_guider(model, positive, positive, 2.0)
-    return guider.sample(maker.noise(1, 4, 8, 8), latent["samples"], solver, SIGMAS, disable_pbar=True, seed=1)
+    return guider.sample(maker.noise(1, 4, 8, 8), LATENT["samples"], solver, SIGMAS, disable_pbar=True, seed=1)
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:
