@@ -36,12 +36,12 @@ from .layout_states import (
     read_kind,
     repeat_layout,
 )
-from .run import (  # some for the nodes that find them here
+from .run import (
     Latent,
     check_format,
     check_samples,
     check_seed,
-    describe_size,
+    describe_size as describe_size,
     draw_noise,
     full_sigmas,
     make_guider,
