@@ -41,13 +41,15 @@ from .run import (
     check_format,
     check_samples,
     check_seed,
-    describe_size as describe_size,
     draw_noise,
     full_sigmas,
     make_guider,
     output_latent,
     pack,
     run_guider,
+)
+from .run import (
+    describe_size as describe_size,
 )
 from .segments import SegmentRunner, name_sampler, start_state
 

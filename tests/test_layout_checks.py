@@ -94,8 +94,8 @@ def test_windows_between_two_steps(model: Any, steps: int, scheduler: str, k_max
     """No step starts inside, or the only one that does ends at sigma 0, where nothing is mixed."""
     layout = make_layout(tiny.latent(), SEED, "shared")
     with pytest.raises(ValueError, match=rf"window from k_max {k_max:g} to k_min {k_min:g} \(sigma .* to .*\) expects "
-                                         r"a step that starts inside it and ends above sigma 0, got none .*, so nu would "
-                                         r"do nothing; use more steps, a wider window or another scheduler"):
+                                         r"a step that starts inside it and ends above sigma 0, got none .*, so nu "
+                                         r"would do nothing; use more steps, a wider window or another scheduler"):
         mix(model, layout, steps, scheduler, k_max=k_max, k_min=k_min)
     assert mix(model, layout, steps, scheduler, k_max=k_max, k_min=k_max).isfinite().all()  # image to image
     assert mix(model, layout, steps, scheduler, k_max=k_max, k_min=k_min, nu=1.0).isfinite().all()
