@@ -36,18 +36,20 @@ from .layout_states import (
     read_kind,
     repeat_layout,
 )
-from .run import (  # some for the nodes that find them here
+from .run import (
     Latent,
     check_format,
     check_samples,
     check_seed,
-    describe_size,
     draw_noise,
     full_sigmas,
     make_guider,
     output_latent,
     pack,
     run_guider,
+)
+from .run import (
+    describe_size as describe_size,
 )
 from .segments import SegmentRunner, name_sampler, start_state
 

@@ -1,4 +1,4 @@
-"""One sampling run as the host's own KSampler makes it: noise, grid, guider, masks, seeds and the LATENT that results."""
+"""One sampling run as the host's own KSampler makes it: noise, grid, guider, masks, seeds and the resulting LATENT."""
 from __future__ import annotations
 
 import math

@@ -52,9 +52,9 @@ def check_start(sigmas: Sequence[float], window: Window, sigma_max: float, k_max
     last = len(sigmas) - 1
     if window.start == last and sigma_max > sigmas[last] * (1 + SIGMA_TOLERANCE):
         raise ValueError(
-            f"k_max {k_max:g} expects a schedule with a step that starts at or below its sigma {sigma_max:.4g}, got one "
-            f"that jumps from sigma {sigmas[last - 1]:.4g} to {sigmas[last]:.4g}, so the prompt would never be read; "
-            f"use more steps, a larger k_max or another scheduler.")
+            f"k_max {k_max:g} expects a schedule with a step that starts at or below its sigma {sigma_max:.4g}, got "
+            f"one that jumps from sigma {sigmas[last - 1]:.4g} to {sigmas[last]:.4g}, so the prompt would never be "
+            f"read; use more steps, a larger k_max or another scheduler.")
 
 
 def check_steps(

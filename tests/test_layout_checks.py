@@ -93,9 +93,9 @@ def test_k_max_at_or_below_the_last_sigma_returns_the_layout(model: Any) -> None
 def test_windows_between_two_steps(model: Any, steps: int, scheduler: str, k_max: float, k_min: float) -> None:
     """No step starts inside, or the only one that does ends at sigma 0, where nothing is mixed."""
     layout = make_layout(tiny.latent(), SEED, "shared")
-    with pytest.raises(ValueError, match=rf"window from k_max {k_max:g} to k_min {k_min:g} \(sigma .* to .*\) expects a "
-                                         r"step that starts inside it and ends above sigma 0, got none .*, so nu would "
-                                         r"do nothing; use more steps, a wider window or another scheduler"):
+    with pytest.raises(ValueError, match=rf"window from k_max {k_max:g} to k_min {k_min:g} \(sigma .* to .*\) expects "
+                                         r"a step that starts inside it and ends above sigma 0, got none .*, so nu "
+                                         r"would do nothing; use more steps, a wider window or another scheduler"):
         mix(model, layout, steps, scheduler, k_max=k_max, k_min=k_min)
     assert mix(model, layout, steps, scheduler, k_max=k_max, k_min=k_max).isfinite().all()  # image to image
     assert mix(model, layout, steps, scheduler, k_max=k_max, k_min=k_min, nu=1.0).isfinite().all()
@@ -160,8 +160,8 @@ def test_masks_of_any_type(model: Any, dtype: torch.dtype) -> None:
     mask[..., :32] = 1
     layout = make_layout(tiny.latent(), SEED, "shared")
     assert torch.equal(mix(model, layout, mask=mask.to(dtype)), mix(model, layout, mask=mask))
-    noise_mask, odd = ({**tiny.latent(), "noise_mask": kind} for kind in (mask, mask.to(dtype)))
-    assert torch.equal(mix(model, make_layout(odd, SEED, "shared")), mix(model, make_layout(noise_mask, SEED, "shared")))
+    plain, odd = ({**tiny.latent(), "noise_mask": kind} for kind in (mask, mask.to(dtype)))
+    assert torch.equal(mix(model, make_layout(odd, SEED, "shared")), mix(model, make_layout(plain, SEED, "shared")))
     assert odd["noise_mask"].dtype == dtype
 
 
@@ -187,10 +187,10 @@ def test_one_mask_for_each_still_of_a_video_model() -> None:
     two = {"samples": torch.randn(2, 16, 1, 6, 4, generator=generator)}
     masks = torch.zeros(2, 48, 32)
     masks[0, :24], masks[1, :, :16] = 1, 1
-    settings = (0, 8, 3.0, "euler", "simple", 0.2, 0.6, 0.3, "")
-    both = mix_latent(model, *conds, make_layout(two, SEED, "shared"), *settings, masks, "paper")["samples"]
+    layout, settings = make_layout(two, SEED, "shared"), (0, 8, 3.0, "euler", "simple", 0.2, 0.6, 0.3, "")
+    both = mix_latent(model, *conds, layout, *settings, masks, "paper")["samples"]
     for i in range(2):
-        same = mix_latent(model, *conds, make_layout(two, SEED, "shared"), *settings, masks[i:i + 1], "paper")["samples"]
+        same = mix_latent(model, *conds, layout, *settings, masks[i:i + 1], "paper")["samples"]
         torch.testing.assert_close(both[i], same[i], rtol=0, atol=1e-4)
 
 

@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_picture(model: Any, make: Callable[[Any], 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("indices", [None, [3, 1]])
 def test_the_picture_is_the_hosts(model: Any, name: str, masked: bool, indices: list[int] | None) -> None:
-    """nu 1 from k_max 1 is the host's KSampler, and so is a recorded layout under a solver that steps once at a time."""
+    """nu 1 from k_max 1 is the host's KSampler, and so is a layout recorded by a solver without memory."""
     latent = tiny.latent(2)
     if masked:
         latent["noise_mask"] = torch.zeros(1, 64, 64)
