@@ -35,7 +35,6 @@ from .rewind import Rewind
 from .run import read_noise_mask
 
 
-
 def format_name(model: Any) -> str:
     """The host's name of a model's latent format."""
     return type(model.get_model_object("latent_format")).__name__

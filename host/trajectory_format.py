@@ -123,7 +123,8 @@ def describe(trajectory: Trajectory) -> tuple[dict[str, torch.Tensor], dict[str,
             f"'{legible(strange)}', which the file cannot hold; invert the latent that VAE Encode makes.")
     notes = {"version": VERSION, "latent_format": trajectory.latent_format,
              "levels": [[level.signal, level.noise] for level in trajectory.levels],
-             "start": [trajectory.start.signal, trajectory.start.noise], "batch_index": None if index is None else [int(item) for item in index],
+             "start": [trajectory.start.signal, trajectory.start.noise],
+             "batch_index": None if index is None else [int(item) for item in index],
              **({MORE: more} if more else {})}
     check_whole(tensors, notes)
     return tensors, notes

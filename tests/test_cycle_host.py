@@ -308,7 +308,7 @@ def test_nothing_to_restyle_and_nothing_to_start_from(model: Any) -> None:
 
 
 @pytest.mark.parametrize(("change", "text"), [
-    (lambda sigmas: sigmas.flip(0), r"sigmas that fall from noise to picture, got 0 followed by [\d.]+; take Flip Sigmas out"),
+    (lambda sigmas: sigmas.flip(0), r"sigmas that fall from noise to picture, got 0 followed by [\d.]+; take Flip"),
     (lambda sigmas: sigmas * float("nan"), "sigmas that are numbers from 0 up, got others among them; connect a sched"),
     (lambda sigmas: -sigmas, "sigmas that are numbers from 0 up, got others"),
     (lambda sigmas: torch.cat([sigmas.new_tensor([torch.inf]), sigmas]), "got others among them"),

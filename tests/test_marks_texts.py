@@ -136,7 +136,7 @@ def test_a_marked_prompt_is_not_blended(technique: str, model: Any) -> None:
     """A blend's tokens are two prompts': a mark of either would mean other words."""
     _, marked = mark(technique, model)
     for pair in ((marked, NEGATIVE), (NEGATIVE, marked)):
-        with pytest.raises(ValueError, match="Blend Prompts expects plain prompts, got one with scaled words or merged"):
+        with pytest.raises(ValueError, match="Blend Prompts expects plain prompts, got one with scaled words"):
             blend_prompts(*pair, 2.0, 0.5)
     alone, = blend_prompts(marked, NEGATIVE, 2.0, 0.0)
     assert torch.equal(alone[0], 2 * marked[0][0]) and is_marked(alone[1])

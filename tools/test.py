@@ -41,7 +41,8 @@ def main() -> int:
         trouble += run_tests(host, "main", [*spread, *marks, *options.pytest], counts)
     if options.only == "oldest" or (options.only is None and not options.quick and not os.environ.get("COMFYUI_PATH")):
         oldest = environment.prepare(environment.OLDEST, dev=True)
-        trouble += run_tests(oldest, "oldest", [*spread, "-m", "seam and not meaning", *options.pytest], counts)
+        marks = ["-m", "seam and not meaning and not slow"]
+        trouble += run_tests(oldest, "oldest", [*spread, *marks, *options.pytest], counts)
     say(f"\nMixology: {'failed: ' + ', '.join(trouble) if trouble else 'all passed'} "
         f"in {time.monotonic() - started:.0f} seconds.")
     if counts:
