@@ -212,7 +212,7 @@ class SegmentRunner:
                 raise
             raise ValueError(
                 f"seed expects less than {MOST_SEED} for the sampler {name_sampler(self.sampler)}, which counts on "
-                f"from it, got just that; enter a smaller one.") from error
+                f"from it, got just that; enter a smaller one.") from None
 
     def close(self) -> None:
         self.bar.close()
