@@ -17,9 +17,9 @@ from ..attention_patches.token_scale import extend_factors
 from ..samplers.spatial import check_masks
 from .marks import (
     Call,
+    call_with,
     find_images,
     find_rows,
-    hand_call,
     keep_text,
     leave_out,
     mark_conditioning,
@@ -28,7 +28,7 @@ from .marks import (
     take_marks,
     watch_regions,
 )
-from .networks import family_name, find_network, run_uncompiled
+from .networks import family_name, find_network
 from .token_scale import KEY as SCALE_KEY
 from .token_scale import OVERRIDE, TokenScale, patch_model, reads_text_twice
 
@@ -162,9 +162,7 @@ def hand_out_styles(executor: Callable[..., Any], model: Any, conds: list[Any], 
         area = one.cond.get("area")
         rows[one.row] = RowStyles(one.mark, texts, factors, seen, area and tuple(area))
     call = Call(found, rows, len(x))
-    result = executor(model, conds, x, timestep, hand_call(model_options, KEY, call))
-    call.check(timestep)
-    return result
+    return call_with(executor, model, conds, x, timestep, model_options, KEY, call)
 
 
 def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,
@@ -177,7 +175,7 @@ def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_cr
     """
     options = watch_regions(transformer_options or {}, KEY, len(x), Merge.node)
     found: list[RowStyles | None] = find_rows(options, KEY, len(x), Merge.node)
-    options = leave_out(options, KEY)
+    options = leave_out(options, KEY, PICTURE)
     if not found:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     model, share = executor.class_obj, len(x) // len(found)
@@ -200,8 +198,7 @@ def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_cr
     if "attn1" in slots:
         own["attn1_patch"] = [merged.tell_text, *patches.get("attn1_patch", []), merged.lay_text]
     options = {**options, "patches": {**patches, **own}, OVERRIDE: merged.attend_each}
-    with run_uncompiled(model, options, Merge.node):
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
 def place_styles(styles: RowStyles, rows: slice, device: Any, dtype: Any) -> RowMerge:

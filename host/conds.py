@@ -11,7 +11,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .marks import INDEX
+from .marks import ShownIndices
 
 KEY = "mixology_pairs"
 REPLACED = "sampler_calc_cond_batch_function"  # of a node that evaluates in the host's place
@@ -95,7 +95,7 @@ def shown_as_pairs(
 ) -> Iterator[dict[str, Any]]:
     """Show attention patches of other nodes 0 for a positive row and 1 for a negative one, as in a run of one prompt.
 
-    Many read `cond_or_uncond` so and know no other index. The true index of every row stays under `marks.INDEX`. The
+    Many read `cond_or_uncond` so and know no other index. The true indices stay beside them. The
     wrapper is put into the run's own options, where nodes keep their state, and taken out again. Calls with rows of
     other lists, which a node may make in between, stay as they are.
 
@@ -115,7 +115,7 @@ def shown_as_pairs(
         indices = given.get("cond_or_uncond", [])
         rows = list(zip(indices, given.get("uuids", [])))
         if rows and all(row in shown for row in rows):
-            given = {**given, INDEX: indices, "cond_or_uncond": [shown[row] for row in rows]}
+            given = {**given, "cond_or_uncond": ShownIndices((shown[row] for row in rows), indices)}
         return executor(x, t, c_concat, c_crossattn, control, given, **kwargs)
 
     wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})

@@ -149,7 +149,7 @@ def sample_cycle_k(
             return denoised
 
         def start_anew() -> None:
-            memory.put_back()
+            memory.put_back(len(sigmas) - 1)
             chance.close()
 
         def report(i: int, denoised: torch.Tensor, state: torch.Tensor) -> None:

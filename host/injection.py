@@ -20,7 +20,7 @@ from .cycle import UNPREPARED
 from .injection_run import RUN, Run, find_run, note_run
 from .inversion import Trajectory, start_trajectory
 from .layout import Latent, make_guider, output_latent, run_guider
-from .marks import Row
+from .marks import Row, call_below, is_marked
 from .networks import family_name, find_network, run_uncompiled
 from .spatial import is_active
 
@@ -98,7 +98,8 @@ class Injection:
         A call of its own, without this injection.
         """
         beside = any("c_concat" in cond["model_conds"] for group in conds for cond in group or [])
-        one = self.trajectory.states.shape[1] == 1 and not beside  # else each image may have a picture beside it
+        each = beside or is_marked(self.conditioning[0][1])  # an image may have a picture, or factors, of its own
+        one = self.trajectory.states.shape[1] == 1 and not each
         state = self.trajectory.state_at(sigma, x[:1] if one else x)
         cond = run.prepare(model, self.conditioning, state, conds)
         sources = [[cond if area is None else {**cond, "area": area}] for area in parts]
@@ -179,16 +180,6 @@ def leave_out(model_options: dict[str, Any], *keys: str) -> dict[str, Any]:
     options = model_options.get("transformer_options", {})
     return {**model_options, "transformer_options": {
         key: value for key, value in options.items() if key not in keys}}
-
-
-def call_below(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
-               below: dict[str, Any], options: dict[str, Any]) -> Any:
-    """Calls on with options of its own; what other nodes note in them is handed back to the run's."""
-    given = below["transformer_options"]
-    before = dict(given)
-    result = executor(model, conds, x, timestep, below)
-    options.update({key: value for key, value in given.items() if value is not before.get(key)})
-    return result
 
 
 def check_untils(**untils: float) -> None:

@@ -68,17 +68,18 @@ class Around:
         options, frames, *grid = given["transformer_options"] or {}, *count_tokens(given["x"], self.side)
         others = sum(math.prod(count_tokens(latent, self.side)) for latent in given.get("ref_latents") or [])
         call = JointCall(given["context"].shape[1], (grid[0], grid[1]), frames, others)
-        given["transformer_options"] = {**options, OVERRIDE: self.make(call, options, given["x"].shape)}
+        override, injectors = self.make(call, options, given["x"].shape)
+        given["transformer_options"] = {**options, OVERRIDE: override}
         ordered = [given.pop(name, None) for name in self.names]
         result = executor(*ordered, **given)
-        self.end()
+        self.end(injectors)
         return result
 
-    def make(self, call: JointCall, options: dict[str, Any], shape: Sequence[int]) -> Any:
-        """The override for a call that sees a latent of this shape."""
+    def make(self, call: JointCall, options: dict[str, Any], shape: Sequence[int]) -> tuple[Any, list[Injector]]:
+        """The override for a call that sees a latent of this shape, and what it injects. Calls may run in threads."""
         raise NotImplementedError
 
-    def end(self) -> None:
+    def end(self, injectors: Sequence[Injector]) -> None:
         """After the call."""
 
 
@@ -89,10 +90,11 @@ class Read(Around):
         super().__init__(network)
         self.readings, self.parts, self.points = readings, parts, points
 
-    def make(self, call: JointCall, options: dict[str, Any], shape: Sequence[int]) -> Any:
+    def make(self, call: JointCall, options: dict[str, Any], shape: Sequence[int]) -> tuple[Any, list[Injector]]:
         rows = options["cond_or_uncond"]
         check_call(shape, [self.parts[index] for index in rows])
-        return make_joint_reader(call, [self.readings[index] for index in rows], self.points, options.get(OVERRIDE))
+        readings = [self.readings[index] for index in rows]
+        return make_joint_reader(call, readings, self.points, options.get(OVERRIDE)), []
 
 
 class Inject(Around):
@@ -101,17 +103,16 @@ class Inject(Around):
     def __init__(self, network: Any, plans: Sequence[Mapping[Row, Chunk]]):
         super().__init__(network)
         self.plans = plans
-        self.injectors: list[Injector] = []
         self.ran = False
 
-    def make(self, call: JointCall, options: dict[str, Any], shape: Sequence[int]) -> Any:
+    def make(self, call: JointCall, options: dict[str, Any], shape: Sequence[int]) -> tuple[Any, list[Injector]]:
         rows = chunk_rows(options)
-        self.injectors = [Injector([plan.get(row) for row in rows]) for plan in self.plans]
-        for injector in self.injectors:
+        injectors = [Injector([plan.get(row) for row in rows]) for plan in self.plans]
+        for injector in injectors:
             check_call(shape, injector.chunks)
-        return make_joint_injector(call, self.injectors, options.get(OVERRIDE))
+        return make_joint_injector(call, injectors, options.get(OVERRIDE)), injectors
 
-    def end(self) -> None:
-        for injector in self.injectors:
+    def end(self, injectors: Sequence[Injector]) -> None:
+        for injector in injectors:
             injector.check_met()
-        self.ran, self.injectors = True, []
+        self.ran = True

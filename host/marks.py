@@ -8,7 +8,7 @@ them (`cond_or_uncond` and `uuids`).
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,18 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention_patches.rows import check_rows, make_region_watch
+from .networks import run_uncompiled
 
 Row = tuple[int, Any]  # index in the guider's list, id
-INDEX = "mixology_index"  # the list index of every chunk, where a guider of ours shows patches of others another one
 TEXT = "c_crossattn"  # the host's key for the text that a model reads
+
+
+class ShownIndices(list[int]):
+    """`cond_or_uncond` as a guider of ours shows it to patches of others; `true` is the guider's own."""
+
+    def __init__(self, shown: Iterable[int], true: Sequence[int]):
+        super().__init__(shown)
+        self.true = true
 
 
 class Mark(CONDRegular):
@@ -163,15 +171,34 @@ def is_due(cond: dict[str, Any], timestep: Tensor) -> bool:
     return "default" not in cond and started and not ended
 
 
-def hand_call(model_options: dict[str, Any], key: str, call: Call) -> dict[str, Any]:
-    """Options whose model calls find `call` under `key`."""
-    return {**model_options, "transformer_options": {**model_options.get("transformer_options", {}), key: call}}
+def call_with(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
+              model_options: dict[str, Any], key: str, call: Call) -> Any:
+    """Calls on with options whose model calls find `call` under `key`, and checks that each mark's row came up.
+
+    Compiled networks run as they were written meanwhile. That is asked for here, in the thread that samples.
+    """
+    options = model_options.get("transformer_options", {})
+    below = {**model_options, "transformer_options": {**options, key: call}}
+    with run_uncompiled(model, options, call.found[0].mark.node):
+        result = call_below(executor, model, conds, x, timestep, below, options)
+    call.check(timestep)
+    return result
+
+
+def call_below(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
+               below: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Calls on with options of its own; what other nodes note in them is handed back to the run's."""
+    given = below["transformer_options"]
+    before = dict(given)
+    result = executor(model, conds, x, timestep, below)
+    options.update({key: value for key, value in given.items() if value is not before.get(key)})
+    return result
 
 
 def chunk_rows(transformer_options: dict[str, Any]) -> list[Row]:
     """The row of every chunk of the call that runs, in the order of the batch; none where nothing tells."""
-    indices = transformer_options.get(INDEX, transformer_options.get("cond_or_uncond", ()))
-    return list(zip(indices, transformer_options.get("uuids", ())))
+    indices = transformer_options.get("cond_or_uncond", ())
+    return list(zip(getattr(indices, "true", indices), transformer_options.get("uuids", ())))
 
 
 def find_rows(transformer_options: dict[str, Any], key: str, rows: int, node: str) -> list[Any]:
@@ -196,9 +223,9 @@ def find_rows(transformer_options: dict[str, Any], key: str, rows: int, node: st
     return found
 
 
-def leave_out(transformer_options: dict[str, Any], key: str) -> dict[str, Any]:
+def leave_out(transformer_options: dict[str, Any], *keys: str) -> dict[str, Any]:
     """The options without what is ours in them: a network that is compiled beside a key asks for it ever after."""
-    return {name: value for name, value in transformer_options.items() if name not in (key, f"{key}_texts")}
+    return {name: value for name, value in transformer_options.items() if name.removesuffix("_texts") not in keys}
 
 
 # --------------------------------------------------------------------------------------------------- batches

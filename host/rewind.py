@@ -4,8 +4,8 @@ Guidance with momentum, caches and the like keep what they saw last: in the opti
 functions that hang on the model, or in objects that these hold. Two readings in one run would share it. A `Rewind`
 notes all of it where a run begins and puts it back, in place, before the next reading.
 
-Records are no state: what was appended to a list or set, added to a count or put under a new name is handed back when
-the run ends.
+Records are no state: what was only appended to a list or set, counted up by one at each call or put under a new name is
+handed back when the run ends. The host, its server, networks, models and whatever several threads share are left alone.
 """
 from __future__ import annotations
 
@@ -17,18 +17,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.samplers
 import torch
 
 MISSING: Any = object()
 ATOMS = (str, bytes, int, float, complex, type(None), torch.Tensor, torch.dtype, torch.device)
 OWN = __name__.partition(".host")[0]
-# Objects of these keep no state of a reading, or have it kept by the host.
-CLOSED = {*sys.stdlib_module_names - {"types"}, "torch", "comfy", "comfy_api", "numpy", "tqdm"}
+# Objects of these keep no state of a reading, or have it kept by the host; those that extend the host's neither.
+HOST = {"comfy", "comfy_api", "comfy_execution", "torch", "server", "execution", "nodes", "node_helpers", "app",
+        "latent_preview", "folder_paths", "api_server", "middleware", "aiohttp"}
+CLOSED = {*sys.stdlib_module_names - {"types"}, *HOST, "numpy", "tqdm", "PIL", "safetensors", "transformers"}
+THREADS = {"_thread", "threading", "queue", "asyncio"}  # whoever holds one of theirs is used by several threads
 
 
 def is_count(value: Any) -> bool:
     return type(value) is int
+
+
+def is_record(item: Any) -> bool:
+    """Whether an item of a list tells what happened. Tensors are what a node goes on from, and large."""
+    parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else [item]
+    return not any(isinstance(part, torch.Tensor) for part in parts)
 
 
 @dataclass
@@ -37,26 +45,27 @@ class NamedValues:
 
     held: dict[Any, Any]
     start: dict[Any, Any]
-    gained: dict[Any, Any] = field(default_factory=dict)
+    counted: dict[Any, int] = field(default_factory=dict)
+    added: dict[Any, Any] = field(default_factory=dict)
 
-    def put_back(self) -> None:
+    def put_back(self, calls: int) -> None:
         held, start = self.held, self.start
         if len(held) == len(start) and all(held.get(key, MISSING) is value for key, value in start.items()):
             return
         for key, value in held.items():
-            if is_count(value) and is_count(start.get(key, 0)):
-                self.gained[key] = self.gained.get(key, 0) + value - start.get(key, 0)
+            if is_count(value) and is_count(start.get(key)) and value == start[key] + calls:
+                self.counted[key] = self.counted.get(key, 0) + calls
             elif key not in start:
-                self.gained[key] = value
+                self.added[key] = value
         held.clear()
         held.update(start)
 
     def hand_back(self) -> None:
-        for key, value in self.gained.items():
-            if is_count(value) and is_count(self.held.get(key, 0)):
-                self.held[key] = self.held.get(key, 0) + value
-            else:
-                self.held.setdefault(key, value)
+        for key, value in self.added.items():
+            self.held.setdefault(key, value)
+        for key, count in self.counted.items():
+            if is_count(self.held.get(key)):
+                self.held[key] += count
 
 
 @dataclass
@@ -66,18 +75,20 @@ class Items:
     held: Any
     start: list[Any]
     gained: list[Any] = field(default_factory=list)
+    only_grew: bool = True
 
-    def put_back(self) -> None:
+    def put_back(self, calls: int) -> None:
         now, start = list(self.held), self.start
         grown = len(now) >= len(start) and all(a is b for a, b in zip(start, now))
         if grown and len(now) == len(start):
             return
-        self.gained += now[len(start):] if grown else []
+        self.only_grew = self.only_grew and grown
+        self.gained += filter(is_record, now[len(start):])
         self.held.clear()
         self.held.extend(start)
 
     def hand_back(self) -> None:
-        if self.gained and isinstance(self.held, list):
+        if self.gained and self.only_grew and isinstance(self.held, list):
             self.held[len(self.start):len(self.start)] = self.gained
 
 
@@ -89,7 +100,7 @@ class Members:
     start: set[Any]
     gained: set[Any] = field(default_factory=set)
 
-    def put_back(self) -> None:
+    def put_back(self, calls: int) -> None:
         self.gained |= self.held - self.start
         self.held.clear()
         self.held |= self.start
@@ -104,22 +115,23 @@ class Variable:
 
     held: types.CellType
     start: Any
-    gained: int = 0
+    counted: int = 0
 
-    def put_back(self) -> None:
+    def put_back(self, calls: int) -> None:
         now = read_cell(self.held)
         if now is self.start:
             return
-        if is_count(now) and is_count(self.start):
-            self.gained += now - self.start
+        if is_count(now) and is_count(self.start) and now == self.start + calls:
+            self.counted += calls
         if self.start is MISSING:
             del self.held.cell_contents
         else:
             self.held.cell_contents = self.start
 
     def hand_back(self) -> None:
-        if self.gained and is_count(read_cell(self.held)):
-            self.held.cell_contents += self.gained
+        now = read_cell(self.held)
+        if self.counted and is_count(now):
+            self.held.cell_contents += self.counted
 
 
 @dataclass
@@ -129,7 +141,7 @@ class Chance:
     held: torch.Generator
     start: torch.Tensor
 
-    def put_back(self) -> None:
+    def put_back(self, calls: int) -> None:
         self.held.set_state(self.start)
 
     def hand_back(self) -> None:
@@ -160,11 +172,23 @@ def note_place(thing: Any) -> Any:
 
 def is_closed(thing: Any) -> bool:
     """Whether a function's or object's inside is left alone: the host's, a library's, ours, a network or a guider."""
-    module = thing.__module__ if isinstance(thing, types.FunctionType) else type(thing).__module__
-    package = str(module)
-    if package.partition(".")[0] in CLOSED or package == OWN or package.startswith(f"{OWN}."):
+    if isinstance(thing, types.FunctionType):
+        return is_of(thing.__module__, CLOSED)
+    if isinstance(thing, type | types.ModuleType):
         return True
-    return isinstance(thing, type | types.ModuleType | torch.nn.Module | comfy.samplers.CFGGuider)
+    kinds = type(thing).__mro__
+    return is_of(kinds[0].__module__, CLOSED) or any(is_of(kind.__module__, HOST) for kind in kinds)
+
+
+def is_of(module: Any, packages: set[str]) -> bool:
+    """Whether a module belongs to one of some packages, or to this one."""
+    name = str(module)
+    return name.partition(".")[0] in packages or name == OWN or name.startswith(f"{OWN}.")
+
+
+def is_shared(thing: Any) -> bool:
+    """Whether an object holds what threads wait for each other with."""
+    return any(is_of(type(part).__module__, THREADS) for part in vars(thing).values())
 
 
 def look_inside(thing: Any) -> list[Any]:
@@ -183,7 +207,7 @@ def look_inside(thing: Any) -> list[Any]:
         return []
     if isinstance(thing, types.FunctionType):
         return [*(thing.__closure__ or ()), thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
-    return [vars(thing)] if hasattr(thing, "__dict__") else []
+    return [vars(thing)] if hasattr(thing, "__dict__") and not is_shared(thing) else []
 
 
 def walk(roots: tuple[Any, ...]) -> Iterator[Any]:
@@ -209,9 +233,13 @@ class Rewind:
         found = (note_place(thing) for thing in walk(model_options))
         self.places = [place for place in found if place is not None]
 
-    def put_back(self) -> None:
+    def put_back(self, calls: int = 1) -> None:
+        """
+        Args:
+            calls: of the model since this was made or last put back.
+        """
         for place in self.places:
-            place.put_back()
+            place.put_back(calls)
 
     def hand_back(self) -> None:
         for place in self.places:

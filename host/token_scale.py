@@ -20,9 +20,9 @@ from torch import Tensor
 from ..attention_patches.token_scale import extend_factors, make_joint_override, make_value_patch, spread_factors
 from .marks import (
     Call,
+    call_with,
     find_images,
     find_rows,
-    hand_call,
     keep_text,
     leave_out,
     mark_conditioning,
@@ -30,7 +30,7 @@ from .marks import (
     take_marks,
     watch_regions,
 )
-from .networks import family_name, find_network, run_uncompiled
+from .networks import family_name, find_network
 from .words import parse_scales, place_scales
 
 KEY = "mixology_token_scale"
@@ -141,9 +141,7 @@ def hand_out_factors(executor: Callable[..., Any], model: Any, conds: list[Any],
         factors = one.mark.factors_at(model.model_sampling, timestep, images, one.made)
         rows[one.row] = extend_factors(factors, one.read, max(0, one.read - one.own) if pads_in_front(model) else 0)
     call = Call(found, rows, len(x))
-    result = executor(model, conds, x, timestep, hand_call(model_options, KEY, call))
-    call.check(timestep)
-    return result
+    return call_with(executor, model, conds, x, timestep, model_options, KEY, call)
 
 
 def pads_in_front(model: Any) -> bool:
@@ -163,8 +161,7 @@ def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_c
                              0 if c_crossattn is None else c_crossattn.shape[1])
     factors = factors.to(executor.class_obj.get_dtype_inference())
     options = scale_attention(executor.class_obj, options, factors, x)
-    with run_uncompiled(executor.class_obj, options, TokenScale.node):
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
 def scale_attention(model: Any, options: dict[str, Any], factors: Tensor, x: Tensor) -> dict[str, Any]:

@@ -28,21 +28,24 @@ def within_bounds(execute: Execute) -> Execute:
         schema: io.Schema = cls.SCHEMA or cls.define_schema()  # the host keeps it from when it loaded the pack
         for socket in schema.inputs:
             if socket.id in given:
-                check_value(given[socket.id], socket, f"{socket.id} of {schema.display_name}", cls)
-        return execute(cls, *args, **kwargs)
+                name = f"{socket.id} of {schema.display_name}"
+                given[socket.id] = check_value(given[socket.id], socket, name, cls)
+        return execute(**given)
 
     return checked
 
 
-def check_value(value: Any, socket: Any, name: str, cls: type[io.ComfyNode]) -> None:
-    """Raises ValueError if a value is not one that its input takes. Sockets without a widget take what they get."""
+def check_value(value: Any, socket: Any, name: str, cls: type[io.ComfyNode]) -> Any:
+    """A value as its node takes it. Raises ValueError if it is not one that its input takes. Sockets without a widget
+    take what they get."""
     kind = socket.get_io_type()
     if kind in ("INT", "FLOAT"):
-        check_number(value, name, socket.min, socket.max, kind == "INT")
-    elif kind == "STRING":
+        return check_number(value, name, socket.min, socket.max, kind == "INT")
+    if kind == "STRING":
         check_text(value, name)
     elif kind == "COMBO" and socket.id not in signature(cls.validate_inputs).parameters:
         check_choice(value, socket, name, cls)
+    return value
 
 
 def check_choice(value: Any, socket: Any, name: str, cls: type[io.ComfyNode]) -> None:

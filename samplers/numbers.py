@@ -31,15 +31,18 @@ def parse_numbers(text: str, name: str, high: float, example: str, fallback: str
     return values
 
 
-def check_number(value: Any, name: str, low: float, high: float, whole: bool) -> None:
-    """Raises ValueError unless the value of an input is a number of its range: NaN is in none.
+def check_number(value: Any, name: str, low: float, high: float, whole: bool) -> Any:
+    """The value of an input, a number of NumPy's as one of Python's.
 
     Args:
         name: the input, for the message; whole: whether it takes whole numbers only.
+
+    Raises:
+        ValueError: unless it is a number of its range: NaN is in none.
     """
     kind: Any = Integral if whole else Real  # NumPy's as well
     if isinstance(value, kind) and low <= value <= high:
-        return
+        return value if isinstance(value, int | float) else int(value) if whole else float(value)
     ends = [f"{end}" if whole else f"{end:g}" for end in (low, high)]
     raise ValueError(
         f"{name} expects a {'whole ' if whole else ''}number from {ends[0]} to {ends[1]}, got {legible(value)}; set it "

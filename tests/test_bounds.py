@@ -107,12 +107,18 @@ class Every(io.ComfyNode):
 
 @pytest.mark.parametrize("given", [
     (-3, -1.0, "", "a", None), (2 ** 64 - 1, 1.0, "\u661f\x00\n", "b", object()), (True, 1, "a" * 10 ** 6, "a", None),
-    (numpy.int64(7), numpy.float32(0.5), "\U0001f600", "b", math.nan), (0, -0.0, "nan", "b", "any"),
+    (0, -0.0, "\U0001f600", "b", math.nan), (7, 0.5, "nan", "b", "any"),
 ])
 def test_what_the_schema_allows_passes_unchanged(given: tuple[Any, ...]) -> None:
     assert all(own is theirs for own, theirs in zip(Every.execute(*given).result, given))
     named = dict(zip(("whole", "real", "text", "choice", "image"), given))
     assert all(own is theirs for own, theirs in zip(run(Every, **named).result, given))
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    """What a node counts on with them must not overflow, nor fail where a whole number is asked for."""
+    whole, real, *_ = Every.execute(numpy.int64(7), numpy.float32(0.5), "", "a").result
+    assert (type(whole), whole) == (int, 7) and (type(real), real) == (float, 0.5)
 
 
 def test_a_list_that_has_grown_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,6 @@ from company import lora_weights, make_controlnet
 from fusion_rig import NEGATIVE, OTHER, POSITIVE, chain, check_step, fuser, one_step, run, spec
 from mixology.host import demo, own_copies
 from mixology.host.fusion import SaliencyGuider, show_maps
-from mixology.host.marks import INDEX
 
 pytestmark = pytest.mark.seam
 
@@ -215,7 +214,7 @@ def pair_patch(seen: list[Any]) -> Any:
     """Indexes a pair by `cond_or_uncond`, as image prompt adapters do."""
     def patch(out: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         indices = options["cond_or_uncond"]
-        seen.append((tuple(indices), tuple(options.get(INDEX, indices))))
+        seen.append((tuple(indices), tuple(getattr(indices, "true", indices))))
         factors = torch.tensor([(1.5, 0.25)[index] for index in indices]).repeat_interleave(len(out) // len(indices))
         return out * factors.reshape(-1, 1, 1)
     return patch

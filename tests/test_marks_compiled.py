@@ -14,6 +14,7 @@ from comfy_extras.nodes_torch_compile import TorchCompileModel
 from families import FAMILIES, PECULIAR, UNET, raise_norms
 from mixology.host.marks import mark_conditioning
 from mixology.host.networks import family_name, find_network
+from mixology.host.spatial import EpsilonMergeGuider
 from mixology.host.token_scale import KEY, TokenScale, patch_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -136,3 +137,19 @@ def test_models_have_the_names_that_people_know(make: Any, name: str) -> None:
 
 def test_an_unknown_model_has_its_class_s_name() -> None:
     assert family_name(object()) == "object"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["scale", "merge", "epsilon"])
+def test_a_compiled_network_asks_for_none_of_our_keys(first: str) -> None:
+    """What was traced beside a key of ours would miss it in a run without."""
+    model = compiled(unet(), "eager")
+    if first == "epsilon":
+        styles = {"positive_0": TEXT, "positive_1": OTHER}
+        guider: Any = EpsilonMergeGuider(model, soft_masks(2), styles, NEGATIVE, 3.0)
+    else:
+        guider = tiny.cfg_guider(marked(first, model, (0.0, 1.0))[0], TEXT, NEGATIVE)
+    sample(guider)
+    pair = [TEXT[0], OTHER[0]]  # three rows, as the guider's
+    for positive in (TEXT, pair):
+        sample(tiny.cfg_guider(model, positive, NEGATIVE))

@@ -23,7 +23,6 @@ import tiny
 import torch
 from mixology.host import demo
 from mixology.host.conds import keeps_state, wants_pairs
-from mixology.host.marks import INDEX
 from mixology.host.token_scale import scale_tokens
 from mixology.nodes.spatial import GradientMask
 from mixology.samplers.spatial import draw_gradient_masks
@@ -110,7 +109,7 @@ def pair_patch(seen: list[Any]) -> Any:
     """Indexes a pair by `cond_or_uncond`, as image prompt adapters do."""
     def patch(out: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         indices = options["cond_or_uncond"]
-        seen.append((tuple(indices), tuple(options.get(INDEX, indices))))
+        seen.append((tuple(indices), tuple(getattr(indices, "true", indices))))
         share = len(out) // len(indices)
         factors = torch.tensor([(1.5, 0.25)[index] for index in indices]).repeat_interleave(share)
         return out * factors.reshape(-1, 1, 1)
@@ -285,10 +284,10 @@ GRADIENT = {"width": 64, "height": 48, "profile": "linear", "parts": 2, "angle":
     ({"sharpness": -1.0}, "^sharpness expects 0 or more .*, got -1.0; correct it.$"),
     ({"profile": "sharp\ud800"}, r"^profile expects linear or logistic, got sharp\\ud800; pick one of them.$"),
 ])
-def test_linked_values_beyond_the_schema(changed: dict[str, Any], text: str) -> None:
-    """The host checks only what is typed into a node, and lets NaN pass even there."""
+def test_masks_that_cannot_be_drawn(changed: dict[str, Any], text: str) -> None:
+    """Whoever asks for them: the node holds its values against the schema besides."""
     with pytest.raises(ValueError, match=text):
-        GradientMask.execute(**{**GRADIENT, **changed})
+        draw_gradient_masks(**{**GRADIENT, **changed})
     assert torch.equal(GradientMask.execute(**GRADIENT).result[0], draw_gradient_masks(64, 48, "linear", 2, 0, 20, 1))
 
 
