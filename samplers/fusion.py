@@ -8,6 +8,7 @@ is affine in eps, so blending denoised predictions is blending eps; the saliency
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -130,9 +131,10 @@ def check_settings(blur: float, softness: float, start_percent: float, end_perce
     for name, value, none in (("blur", blur, "no blur"), ("softness", softness, "the winner alone")):
         if not value >= 0:
             raise ValueError(f"{name} expects 0 ({none}) or more, got {value:g}; raise it.")
-    for name, value, most in (("blur", blur, PUBLISHED_SIDE), ("softness", softness, MAX_SOFTNESS)):
-        if value > most:
-            raise ValueError(f"{name} expects at most {most}, got {value:g}; lower it.")
+    if blur > PUBLISHED_SIDE:
+        raise ValueError(f"blur expects at most {PUBLISHED_SIDE}, got {blur:g}; lower it.")
+    if softness == math.inf:
+        raise ValueError(f"softness expects a finite number, got inf; {MAX_SOFTNESS} averages as well.")
     if not 0 <= start_percent <= end_percent <= 1:
         raise ValueError(
             f"The Saliency Fusion Guider expects start_percent at or below end_percent, both from 0 to 1, got "
