@@ -33,12 +33,6 @@ def is_count(value: Any) -> bool:
     return type(value) is int
 
 
-def is_record(item: Any) -> bool:
-    """Whether an item of a list tells what happened. Tensors are what a node goes on from, and large."""
-    parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else [item]
-    return not any(isinstance(part, torch.Tensor) for part in parts)
-
-
 @dataclass
 class NamedValues:
     """A dict, or the attributes of an object."""
@@ -83,7 +77,7 @@ class Items:
         if grown and len(now) == len(start):
             return
         self.only_grew = self.only_grew and grown
-        self.gained += filter(is_record, now[len(start):])
+        self.gained += now[len(start):]
         self.held.clear()
         self.held.extend(start)
 

@@ -68,12 +68,6 @@ def test_what_is_no_count_is_as_the_last_reading_left_it(held: Any, change: Any,
     assert vars(node) == expected
 
 
-def test_tensors_are_not_gathered_over_readings() -> None:
-    node = Node(history=[])
-    readings(node, lambda node: node.history.append(torch.ones(1)), 5)
-    assert len(node.history) == 1
-
-
 class ForeignPatcher(comfy.model_patcher.ModelPatcher):
     """As packs extend the host's own."""
 
