@@ -313,7 +313,7 @@ def test_what_cannot_be_read_is_refused(model: Any, settings: dict[str, Any], wo
 
 def test_other_models_are_refused(models: dict[str, Any]) -> None:
     trajectory = invert(models["eps"], SOURCE, tiny.latent(1, 8, 6), 2)
-    with pytest.raises(ValueError, match="expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got WAN21"):
+    with pytest.raises(ValueError, match="expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got Wan 2.1"):
         inject_features(tiny.video(), trajectory, SOURCE, 0.5, 0.8)
     with pytest.raises(ValueError, match="The trajectory expects a model"):
         inject_features(models["flow"], trajectory, SOURCE, 0.5, 0.8)
