@@ -38,7 +38,7 @@ def readings(node: Any, change: Any, count: int = 3) -> None:
 def test_each_reading_starts_from_the_same_memory() -> None:
     seen: list[Any] = []
 
-    def change(node: Node) -> None:
+    def change(node: Any) -> None:
         seen.append(node.last)
         node.last = torch.ones(1)
 
@@ -47,9 +47,9 @@ def test_each_reading_starts_from_the_same_memory() -> None:
 
 
 def test_counts_and_records_are_handed_back() -> None:
-    node = Node(calls=2, log=["a"])
+    node: Any = Node(calls=2, log=["a"])
 
-    def change(node: Node) -> None:
+    def change(node: Any) -> None:
         node.calls += 1
         node.log.append("b")
 
@@ -63,7 +63,7 @@ def test_counts_and_records_are_handed_back() -> None:
     ({"last": [1, 2]}, lambda node: node.last.__setitem__(slice(None), [*node.last, 3][-2:]), {"last": [2, 3]}),
 ], ids=["set once", "an index", "a list of two"])
 def test_what_is_no_count_is_as_the_last_reading_left_it(held: Any, change: Any, expected: Any) -> None:
-    node = Node(**held)
+    node: Any = Node(**held)
     readings(node, change)
     assert vars(node) == expected
 
@@ -84,7 +84,7 @@ def test_what_threads_share_stays_as_it_is() -> None:
     queue = Node(lock=threading.Lock(), waiting=["a prompt"])
     found: list[list[str]] = []
 
-    def change(node: Node) -> None:
+    def change(node: Any) -> None:
         node.server.waiting.append("another")
         found.append(list(node.server.waiting))
 
