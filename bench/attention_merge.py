@@ -15,7 +15,7 @@ def main() -> None:
     arguments = parser.parse_args()
     load_pack()
     from mixology.host.attention_merge import merge_conditionings
-    from mixology.host.layout import make_guider
+    from mixology.host.run import make_guider
     from mixology.samplers.spatial import draw_gradient_masks
 
     model, encode, side = load_model(arguments)

@@ -29,7 +29,7 @@ def main() -> None:
     load_pack()
     from mixology.host.experts import add_expert
     from mixology.host.fusion import SaliencyGuider
-    from mixology.host.layout import make_guider
+    from mixology.host.run import make_guider
 
     (model, encode, side), (other, *_) = load_model(arguments), load_model(arguments)
     first, second, negative = encode(CAPTIONS[0]), encode(CAPTIONS[1]), encode("")

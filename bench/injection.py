@@ -16,7 +16,7 @@ def main() -> None:
     import torch
     from mixology.host.injection import inject_features
     from mixology.host.inversion import invert_latent
-    from mixology.host.layout import make_guider
+    from mixology.host.run import make_guider
 
     model, encode, side = load_model(arguments)
     positive, negative = encode(CAPTIONS[0]), encode("")

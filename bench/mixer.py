@@ -11,8 +11,8 @@ def main() -> None:
     arguments = make_parser(__doc__).parse_args()
     load_pack()
     import torch
-    from mixology.host.layout import make_guider
     from mixology.host.mixer import make_conditioning
+    from mixology.host.run import make_guider
     from mixology.samplers.mixer import Mixer, add_source
 
     model, encode, side = load_model(arguments)

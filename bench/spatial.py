@@ -18,7 +18,7 @@ def main() -> None:
     arguments = parser.parse_args()
     load_pack()
     import nodes
-    from mixology.host.layout import make_guider
+    from mixology.host.run import make_guider
     from mixology.host.spatial import EpsilonMergeGuider
     from mixology.samplers.spatial import draw_gradient_masks
 

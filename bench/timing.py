@@ -144,7 +144,7 @@ def race_guiders(guiders: Mapping[str, Any], arguments: argparse.Namespace, side
     import comfy.sample
     import comfy.samplers
     import torch
-    from mixology.host.layout import full_sigmas, run_guider
+    from mixology.host.run import full_sigmas, run_guider
 
     model = next(iter(guiders.values())).model_patcher
     latent = {"samples": torch.zeros(arguments.batch, 4, side, side)}

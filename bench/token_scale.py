@@ -11,8 +11,8 @@ def main() -> None:
     arguments = make_parser(__doc__).parse_args()
     load_pack()
     import torch
-    from mixology.host.layout import make_guider
     from mixology.host.marks import mark_conditioning
+    from mixology.host.run import make_guider
     from mixology.host.token_scale import KEY, TokenScale, patch_model
 
     model, encode, side = load_model(arguments)

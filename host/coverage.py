@@ -8,7 +8,7 @@ from typing import Any
 import comfy.samplers
 import torch
 
-from .spatial import is_active
+from .conds import is_active
 
 # What makes of a prompt something else than the whole picture at every step.
 PARTIAL = {"area": "an area", "mask": "a mask", "timestep_start": "a time range", "timestep_end": "a time range",

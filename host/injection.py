@@ -16,13 +16,13 @@ from ..attention_patches.rows import check_part
 from ..samplers.layout import SIGMA_TOLERANCE
 from ..samplers.masks import check_mask, check_mask_count
 from . import injection_joint, injection_unet
+from .conds import is_active
 from .cycle import UNPREPARED
 from .injection_run import RUN, Run, find_run, note_run
 from .inversion import Trajectory, start_trajectory
-from .layout import Latent, make_guider, output_latent, run_guider
 from .marks import Row, call_below, is_marked
 from .networks import family_name, find_network, run_uncompiled
-from .spatial import is_active
+from .run import Latent, make_guider, output_latent, run_guider
 
 KEY = "mixology_injection"
 STEP_CACHE = "easycache"  # the host's own: it answers for the model at steps that it knows to be alike

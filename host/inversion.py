@@ -29,10 +29,9 @@ from ..samplers.trajectory import LARGEST_INDEX
 from ..samplers.wording import legible
 from .coverage import check_coverage
 from .cycle import noise_levels
-from .layout import Latent, describe_size, full_sigmas, output_latent, run_guider
 from .marks import is_marked
 from .rewind import Rewind
-from .run import read_noise_mask
+from .run import Latent, describe_size, full_sigmas, output_latent, read_noise_mask, run_guider
 
 
 def format_name(model: Any) -> str:

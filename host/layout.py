@@ -48,9 +48,6 @@ from .run import (
     pack,
     run_guider,
 )
-from .run import (
-    describe_size as describe_size,
-)
 from .segments import SegmentRunner, name_sampler, start_state
 
 VARIANTS = ("paper", "diffusers")

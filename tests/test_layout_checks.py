@@ -51,11 +51,10 @@ def test_schedules_that_do_not_fall(model: Any, sigmas: list[float], text: str) 
                 run(model, mixer("euler", tiny.latent(), nu), tiny.latent(), torch.tensor(sigmas))
 
 
-@pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
-@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+@pytest.mark.parametrize(("scheduler", "steps"), [
+    (scheduler, steps) for scheduler in comfy.samplers.KSampler.SCHEDULERS for steps in (1, 2, 7, 50)
+    if (scheduler, steps) != ("kl_optimal", 1)])  # where the host divides by zero
 def test_every_schedule_of_the_host_falls(models: dict[str, Any], scheduler: str, steps: int) -> None:
-    if (scheduler, steps) == ("kl_optimal", 1):
-        pytest.skip("the host's own divides by zero there")
     for model in models.values():
         check_falling(tiny.sigmas_of(model, scheduler, steps).tolist(), "The node")
 
