@@ -8,53 +8,17 @@ over all texts would not be the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..samplers.spatial import resize_masks
-from .token_scale import ScaleValues
+from .masks import Area, StyleMasks
+from .values import ScaleValues
 
 Attention = Callable[..., Tensor]
 Patch = Callable[..., tuple[Tensor, Tensor, Tensor]]
-Area = tuple[int, int, int, int]  # height, width, y, x in latent pixels
-
-
-@dataclass
-class StyleMasks:
-    """Masks of a picture's styles, [N, H, W], and what layers made of them so far: each layer asks at every step.
-
-    They live as long as the conditioning does, so they stay where the masks are, on the CPU.
-    """
-
-    masks: Tensor
-    made: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
-
-    def shares(self, picture: tuple[int, int], area: Area | None, layer: tuple[int, int]) -> Tensor:
-        """M_i / sum_(j <= i) M_j at each token: the share of a style after the first among those up to it.
-
-        Blending one style after another by these is sum_i M_i v_i, exact where all values agree.
-
-        Args:
-            picture: height and width of the whole latent, which the masks cover.
-            area: the part of it that this call paints, or None for all; what lies beyond the picture is cut off.
-            layer: tokens of the layer down and across, which cover that part.
-
-        Returns:
-            [N - 1, tokens, 1] in float32, one value for all channels of a token.
-        """
-        key = picture, area, layer
-        if key not in self.made:
-            shown = resize_masks(self.masks, *picture)
-            if area is not None:
-                height, width, y, x = area
-                shown = shown[:, y:y + height, x:x + width]
-            weights = resize_masks(shown, *layer).flatten(1).unsqueeze(-1)
-            shares = weights / weights.cumsum(0).clamp_min(torch.finfo(weights.dtype).tiny)
-            self.made[key] = shares[1:]
-        return self.made[key]
 
 
 @dataclass
@@ -65,7 +29,7 @@ class RowMerge:
         rows: which rows of the batch.
         contexts: texts of the styles after the first, [1 or rows, tokens, width]; the first is the rows' own.
         factors: a factor for every token's value, [1 or rows, tokens] or None, for each of `contexts`.
-        masks, picture, area: where each style shows; see `StyleMasks.shares`.
+        masks, picture, area: where each style shows; see `LayerMasks.weights`.
     """
 
     rows: slice
@@ -182,7 +146,7 @@ class MergedAttention:
             rows, last = merge.rows, first + len(merge.contexts)
             merged = out[rows]
             if (index, self.layer) not in self.placed:
-                self.placed[index, self.layer] = merge.masks.shares(merge.picture, merge.area, self.layer).to(merged)
+                self.placed[index, self.layer] = merge.masks.weights(merge.picture, merge.area, self.layer).to(merged)
             shares = self.placed[index, self.layer]
             for key, value, share in zip(keys[first:last], values[first:last], shares):
                 merged = torch.lerp(merged, attend(q[rows], key[rows], value[rows]), share)

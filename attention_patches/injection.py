@@ -8,13 +8,13 @@ place: the same queries and keys, at any mask, without computing attention anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..samplers.spatial import resize_area
+from .masks import LayerMasks
 from .rows import check_part, check_rows
 
 NODE = "Feature Injection"
@@ -33,37 +33,12 @@ class SourceRead(Exception):
     """Ends a source reading in which all points were met."""
 
 
-@dataclass
-class RegionMask:
-    """Where a picture is injected, [1 or images, H, W], and what layers made of it: each asks at every step."""
-
-    mask: Tensor
-    made: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
-
-    def weights(self, picture: tuple[int, int], area: tuple[int, ...] | None, layer: tuple[int, int]) -> Tensor:
-        """The mask's mean over each cell of a layer, [1 or images, *layer] in float32.
-
-        Args:
-            picture: height and width of the whole latent, which the mask covers.
-            area: height, width, y and x of the part that the layer sees, or None for all.
-            layer: cells down and across.
-        """
-        key = picture, area, layer
-        if key not in self.made:
-            shown = resize_area(self.mask, *picture)
-            if area is not None:
-                height, width, y, x = area
-                shown = shown[:, y:y + height, x:x + width]
-            self.made[key] = resize_area(shown, *layer)
-        return self.made[key]
-
-
 @dataclass(frozen=True)
 class Part:
     """What the rows of one conditioning are to see in a call.
 
     Attributes:
-        picture, area: see `RegionMask.weights`.
+        picture, area: see `LayerMasks.weights`.
         images: rows; None if that is not known.
     """
 
@@ -83,7 +58,7 @@ class Chunk:
     """
 
     reading: Reading
-    mask: RegionMask | None
+    mask: LayerMasks | None
     picture: tuple[int, int]
     area: tuple[int, ...] | None
     images: int | None = None

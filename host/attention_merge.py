@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from comfy.hooks import EnumHookType
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
-from ..attention_patches.attention_merge import Area, MergedAttention, RowMerge, StyleMasks
+from ..attention_patches.attention_merge import MergedAttention, RowMerge
+from ..attention_patches.masks import Area, StyleMasks
 from ..attention_patches.rows import check_part
-from ..attention_patches.token_scale import extend_factors
-from ..samplers.spatial import check_masks
+from ..attention_patches.values import extend_factors
+from ..samplers.masks import check_style_masks
+from .factors import SCALE_KEY, TokenScale, patch_model
+from .families.unet import is_unet, reads_text_twice
 from .marks import (
     Call,
     call_with,
@@ -28,9 +30,7 @@ from .marks import (
     take_marks,
     watch_regions,
 )
-from .networks import family_name, find_network
-from .token_scale import KEY as SCALE_KEY
-from .token_scale import OVERRIDE, TokenScale, patch_model, reads_text_twice
+from .networks import OVERRIDE, family_name
 
 KEY = "mixology_attention_merge"
 PICTURE = "mixology_picture"  # height and width of the latent that a run samples
@@ -77,12 +77,11 @@ def merge_conditionings(model: Any, masks: Tensor, conditionings: Mapping[str, A
         ValueError: for another model family, masks that do not fit, a conditioning that is not one text or
             is merged already, a first one that was zeroed out, or texts of unequal width.
     """
-    temporal = model.model.model_config.unet_config.get("use_temporal_attention")
-    if not isinstance(find_network(model.model), UNetModel) or temporal:
+    if not is_unet(model.model):
         raise ValueError(
             f"Cross-Attention Merge expected an SD1.x, SD2.x or SDXL model, got {family_name(model.model)}; use the "
             f"Epsilon Merge Guider, which takes any model.")
-    masks = check_masks(masks, len(conditionings))
+    masks = check_style_masks(masks, len(conditionings))
     width = None
     for name, conditioning in conditionings.items():
         if len(conditioning) != 1:

@@ -15,6 +15,8 @@ from .marks import ShownIndices
 
 KEY = "mixology_pairs"
 REPLACED = "sampler_calc_cond_batch_function"  # of a node that evaluates in the host's place
+# What a guider prepares for its own conds only: loaded networks and patched weights.
+UNPREPARED = {"control": "a ControlNet", "hooks": "hooks", "gligen": "GLIGEN", "additional_models": "extra models"}
 
 Conds = list[dict[str, Any]]
 

@@ -16,14 +16,14 @@ import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from tqdm.auto import tqdm
 
-from ..samplers.cycle import Level, check_levels, check_settings, sample_cycle
+from ..samplers.cycle import check_levels, check_settings, sample_cycle
 from ..samplers.levels import check_falling
+from .conds import UNPREPARED
 from .coverage import check_coverage
 from .rewind import Rewind
+from .run import noise_levels
 
 LARGEST_SEED = 2 ** 64 - 1
-# What a guider prepares for its own conds only: loaded networks and patched weights.
-UNPREPARED = {"control": "a ControlNet", "hooks": "hooks", "gligen": "GLIGEN", "additional_models": "extra models"}
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,6 @@ def check_run(sigmas: torch.Tensor, skip: int, noise: torch.Tensor, picture: tor
         raise ValueError(
             "The Cycle Sampler expects noise to start from, got none; connect RandomNoise to the sampling node."
         )
-
-
-def noise_levels(sampling: Any, sigmas: torch.Tensor) -> list[Level]:
-    """Signal and noise at each sigma, asked of the model's own noise_scaling (which is linear in both)."""
-    none, unit = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    return [Level(float(sampling.noise_scaling(sigma, none, unit)), float(sampling.noise_scaling(sigma, unit, none)))
-            for sigma in sigmas.cpu().double()]
 
 
 def part_shapes(guider: Any, latent: torch.Tensor) -> list[Any]:
@@ -178,6 +171,8 @@ class CycleSampler(comfy.samplers.KSAMPLER):
         ValueError: on settings out of range, an empty prompt or one with ControlNet or hooks; when sampling, on an
             empty latent, no noise, no steps left, sigmas that rise, or a prompt that leaves something unread.
     """
+
+    holds_picture = "the Cycle Sampler"  # for samplers that would wrap this one
 
     def __init__(self, conditioning: Any, source_cfg: float, eta: float, skip: int, negative: Any = None):
         check_settings(eta, skip, source_cfg)

@@ -17,8 +17,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from .conds import attention_patches, evaluate, keeps_state, shown_as_pairs, wants_pairs
-from .cycle import noise_levels
 from .own_copies import Copies, copy_cond
+from .run import noise_levels
 
 KEY = "mixology_fusion"
 MAX_EXPERTS = 256  # winners are kept as bytes

@@ -11,18 +11,20 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention_patches.injection import NODE, SKIPPED, Chunk, Part, Point, Reading, RegionMask
+from ..attention_patches.injection import NODE, SKIPPED, Chunk, Part, Point, Reading
+from ..attention_patches.masks import LayerMasks
 from ..attention_patches.rows import check_part
-from ..samplers.layout import SIGMA_TOLERANCE
+from ..samplers.levels import SIGMA_TOLERANCE
 from ..samplers.masks import check_mask, check_mask_count
 from . import injection_joint, injection_unet
-from .conds import is_active
-from .cycle import UNPREPARED
+from .conds import UNPREPARED, is_active
+from .families.joint import is_joint
+from .families.unet import is_unet
 from .injection_run import RUN, Run, find_run, note_run
-from .inversion import Trajectory, start_trajectory
 from .marks import Row, call_below, is_marked
 from .networks import family_name, find_network, run_uncompiled
 from .run import Latent, make_guider, output_latent, run_guider
+from .trajectory import Trajectory, start_trajectory
 
 KEY = "mixology_injection"
 STEP_CACHE = "easycache"  # the host's own: it answers for the model at steps that it knows to be alike
@@ -45,7 +47,7 @@ class Injection:
     conditioning: Any
     attention_until: float
     features_until: float
-    region: RegionMask | None
+    region: LayerMasks | None
 
     def points_at(self, model: Any, sigma: float, run: Run) -> list[Point]:
         """What is injected at a sigma, in the network's order."""
@@ -128,10 +130,10 @@ def find_family(model: Any) -> ModuleType:
     Raises:
         ValueError: for a model family without a usable seam.
     """
-    network = find_network(model)
-    for family in (injection_unet, injection_joint):
-        if isinstance(network, family.FAMILY) and not model.model_config.unet_config.get("use_temporal_attention"):
-            return family
+    if is_unet(model):
+        return injection_unet
+    if is_joint(model):
+        return injection_joint
     raise ValueError(
         f"{NODE} expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got {family_name(model)}; sample from "
         f"Start from Trajectory without it, or use one of those.")
@@ -230,7 +232,7 @@ def inject_features(model: Any, trajectory: Trajectory, conditioning: Any, atten
         raise ValueError(
             f"Feature Injection expected a model with several self-attentions, got {family_name(model.model)} with "
             f"too few; sample from Start from Trajectory without it.")
-    region = None if mask is None else RegionMask(check_mask(mask).cpu())
+    region = None if mask is None else LayerMasks(check_mask(mask).cpu())
     if max(attention_until, features_until) <= 0.0 or (region is not None and not bool(region.mask.any())):
         return model
     clone = model.clone()

@@ -1,13 +1,9 @@
 """Feature injection in the host's diffusion transformers, where text and picture share one sequence of tokens."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from comfy.ldm.flux.model import Flux
-from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
-from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.patcher_extension import WrappersMP
 
 from ..attention_patches.injection import (
@@ -21,33 +17,17 @@ from ..attention_patches.injection import (
     make_joint_injector,
     make_joint_reader,
 )
+from .families.joint import MODEL, count_attentions, count_picture_tokens, count_tokens, name_arguments
 from .marks import Row, chunk_rows
-from .token_scale import JOINT, OVERRIDE
+from .networks import OVERRIDE
 
-FAMILY = JOINT
 HAS_FEATURES = False
-# The arguments that a wrapper around a call gets in order; those in question go by the names of the first line.
-MODEL = ("x", "t", "c_concat", "context", "control", "transformer_options")  # BaseModel.apply_model
-FLUX = ("x", "timestep", "context", "y", "guidance", "ref_latents", "control", "transformer_options")
-QWEN = ("x", "timestep", "context", "attention_mask", "ref_latents", "additional_t_cond", "transformer_options")
-NAMES = {Flux: FLUX, QwenImageTransformer2DModel: QWEN}
 
 
 def find_points(network: Any, attention: bool, features: bool) -> list[Point]:
     """The later half, rounded down, of the joint attentions; there are no residual features."""
-    if isinstance(network, MMDiT):
-        blocks = len(network.joint_blocks)
-    elif isinstance(network, Flux):
-        blocks = len(network.double_blocks) + len(network.single_blocks)
-    else:
-        blocks = len(network.transformer_blocks)
+    blocks = count_attentions(network)
     return [("joint", index) for index in range((blocks + 1) // 2, blocks)] if attention else []
-
-
-def count_tokens(latent: Any, side: int) -> tuple[int, int, int]:
-    """Frames of a latent [B, C, (T,) H, W], and tokens of `side` pixels down and across, the last ones padded."""
-    height, width = latent.shape[-2:]
-    return latent.shape[2] if latent.ndim == 5 else 1, -(-height // side), -(-width // side)
 
 
 class Around:
@@ -57,7 +37,7 @@ class Around:
     """
 
     def __init__(self, network: Any):
-        self.names = next((names for kind, names in NAMES.items() if isinstance(network, kind)), MODEL)
+        self.names = name_arguments(network)
         self.kind = WrappersMP.APPLY_MODEL if self.names is MODEL else WrappersMP.DIFFUSION_MODEL
         self.side = network.patch_size
 
@@ -66,7 +46,7 @@ class Around:
             kwargs["context"] = kwargs.pop("c_crossattn")
         given = {**dict(zip(self.names, args)), **kwargs}
         options, frames, *grid = given["transformer_options"] or {}, *count_tokens(given["x"], self.side)
-        others = sum(math.prod(count_tokens(latent, self.side)) for latent in given.get("ref_latents") or [])
+        others = count_picture_tokens(given.get("ref_latents") or [], self.side)
         call = JointCall(given["context"].shape[1], (grid[0], grid[1]), frames, others)
         override, injectors = self.make(call, options, given["x"].shape)
         given["transformer_options"] = {**options, OVERRIDE: override}

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -21,10 +19,10 @@ from ..attention_patches.injection import (
     UNetReader,
     check_call,
 )
+from .families.unet import find_depths
 from .marks import Row, chunk_rows
 
 Block = tuple[tuple[str, int], Any]  # as the host names it, and its layers
-FAMILY = (UNetModel,)
 HAS_FEATURES = True
 
 
@@ -38,15 +36,6 @@ def injected_blocks(network: Any) -> list[Block]:
               *((("output", i), block) for i, block in enumerate(network.output_blocks))]
     found = [(name, block) for name, block in blocks if find_depths(block)]
     return found[(len(found) + 1) // 2:]
-
-
-def find_depths(block: Any) -> list[int]:
-    """The transformers of a block, by their number in it, that attend among a picture's tokens.
-
-    Those with `disable_self_attn` read the text in both of their attentions.
-    """
-    return [depth for layer in block if isinstance(layer, SpatialTransformer)
-            for depth, transformer in enumerate(layer.transformer_blocks) if not transformer.disable_self_attn]
 
 
 def find_points(network: Any, attention: bool, features: bool) -> list[Point]:

@@ -9,7 +9,6 @@ import comfy.samplers
 import torch
 
 from ..samplers.layout import (
-    SIGMA_TOLERANCE,
     Window,
     check_range,
     check_start,
@@ -23,10 +22,9 @@ from ..samplers.layout import (
     sample_layout_mix,
     spread_nu,
 )
-from ..samplers.levels import check_falling
+from ..samplers.levels import SIGMA_TOLERANCE, check_falling
 from ..samplers.masks import check_mask, check_mask_count
 from ..samplers.wording import legible
-from .cycle import CycleSampler
 from .layout_states import (
     BoundLayout,
     ModelKind,
@@ -92,16 +90,18 @@ class LayoutMixSampler(WrappedSampler):
             sampling, if the layout, the mask or the schedule do not fit.
     """
 
+    holds_picture = "another Layout Mix Sampler"  # for samplers that would wrap this one
+
     def __init__(
         self, sampler: Any, layout: NoisedLayout | RecordedLayout, nu: float, k_max: float, k_min: float,
         nu_per_image: str = "", mask: torch.Tensor | None = None, variant: str = "paper",
     ):
         super().__init__(sampler)
-        for kind, name in ((CycleSampler, "the Cycle Sampler"), (LayoutMixSampler, "another Layout Mix Sampler")):
-            if isinstance(sampler, kind):
-                raise ValueError(
-                    f"The Layout Mix Sampler expects a solver, got {name}, which holds a picture by itself; wire "
-                    f"only one of the two to the sampling node.")
+        holder = getattr(sampler, "holds_picture", None)
+        if holder is not None:
+            raise ValueError(
+                f"The Layout Mix Sampler expects a solver, got {holder}, which holds a picture by itself; wire only "
+                f"one of the two to the sampling node.")
         check_range(nu, k_max, k_min)
         if variant not in VARIANTS:
             raise ValueError(f"variant expects {' or '.join(VARIANTS)}, got '{legible(variant)}'; choose one of them.")

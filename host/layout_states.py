@@ -9,7 +9,7 @@ from typing import Any
 import comfy.model_sampling
 import torch
 
-from ..samplers.inversion import find_span
+from ..samplers.trajectory import find_span
 from .run import Latent, check_samples, describe_size, draw_noise, pack
 from .segments import SEED_STRIDE
 

@@ -10,11 +10,12 @@ import comfy.model_management
 import comfy.sd
 import torch
 from comfy import sd1_clip
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors import SafetensorError, safe_open
 
 from ..samplers.mixer import Mixer, add_source, check_image, combine_sources, crop_image, is_trained
 from ..samplers.wording import check_text
+from .families.unet import NETWORK as UNET
+from .networks import is_kind
 
 TOWERS = ("clip_l", "clip_h", "clip_g")  # CLIP text encoders of the host's classes; published mixers need the first
 PROJECTIONS = ("text_projection", "text_projection.weight")  # in a text encoder's own file
@@ -115,7 +116,7 @@ def check_model(model: Any, width: int) -> None:
         ValueError: if the model does not attend to embeddings of this width.
     """
     network = model.model.diffusion_model
-    if not isinstance(network, UNetModel):
+    if not is_kind(network, UNET):
         raise ValueError(
             f"Mixer Conditioning expected an SD1.x model that was trained on image embeddings, got "
             f"{type(network).__name__}; load an image-mixer or image-variations checkpoint.")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
+OVERRIDE = "optimized_attention_override"  # in transformer_options: the host's slot for another attention
 # By the host's class of a model's configuration; a class that is not here has the name of its nearest base that is.
 NAMES = {
     "SD15": "SD1.x", "SD20": "SD2.x", "SDXLRefiner": "SDXL Refiner", "SDXL": "SDXL", "SSD1B": "SSD-1B",
@@ -34,6 +35,11 @@ def find_network(model: Any) -> Any:
     while hasattr(network, "_orig_mod"):
         network = network._orig_mod
     return network
+
+
+def is_kind(thing: Any, *names: str) -> bool:
+    """Whether an object's class is, or extends, one of these of the host's, by module and name."""
+    return any(f"{base.__module__}.{base.__qualname__}" in names for base in type(thing).__mro__)
 
 
 def family_name(model: Any) -> str:

@@ -11,6 +11,8 @@ import comfy.utils
 import latent_preview
 import torch
 
+from ..samplers.levels import Level
+
 Latent = dict[str, Any]
 
 MOST_STEPS = 10000
@@ -150,3 +152,21 @@ def output_latent(latent: Latent, samples: Any) -> Latent:
     if samples.shape[0] != latent["samples"].shape[0]:
         stale |= {"batch_index"}
     return {**{key: value for key, value in latent.items() if key not in stale}, "samples": samples}
+
+
+def noise_levels(sampling: Any, sigmas: torch.Tensor) -> list[Level]:
+    """Signal and noise at each sigma, asked of the model's own noise_scaling (which is linear in both)."""
+    none, unit = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    return [Level(float(sampling.noise_scaling(sigma, none, unit)), float(sampling.noise_scaling(sigma, unit, none)))
+            for sigma in sigmas.cpu().double()]
+
+
+def start_level(sampling: Any, sigma: torch.Tensor, full: bool) -> Level:
+    """Signal and noise of the state that the host's samplers start from at this sigma; `full` as their max_denoise."""
+    none, unit, sigma = torch.zeros(1).double(), torch.ones(1).double(), sigma.cpu().double()
+    return Level(*(float(sampling.noise_scaling(sigma, *parts, full)) for parts in ((none, unit), (unit, none))))
+
+
+def is_full(sampling: Any, sigma: torch.Tensor) -> bool:
+    """Whether the host's samplers start from pure noise at this sigma (KSAMPLER.max_denoise)."""
+    return float(sigma.cpu().double()) >= float(sampling.sigma_max) * (1 - 1e-5)

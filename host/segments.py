@@ -10,10 +10,9 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
-from ..samplers.cycle import Level
-from ..samplers.inversion import solve_noise
+from ..samplers.levels import solve_noise
 from ..samplers.wording import legible
-from .run import MOST_SEED
+from .run import MOST_SEED, start_level
 
 # These solve for the whole grid at once: one step of it is not theirs to make.
 GRIDLESS = ("sample_unipc", "sample_unipc_bh2", "dpm_fast_function", "dpm_adaptive_function")
@@ -157,8 +156,7 @@ class SegmentRunner:
             raise ValueError(
                 f"A sampler in pieces expects one of the host's kind under a noise mask, got {name_sampler(sampler)}, "
                 f"which fills the mask by itself; choose another sampler or take the noise mask out.")
-        none, unit, sigma = torch.zeros(1).double(), torch.ones(1).double(), sigmas[0].cpu().double()
-        level = Level(*(float(sampling.noise_scaling(sigma, *parts, full)) for parts in ((none, unit), (unit, none))))
+        level = start_level(sampling, sigmas[0], full)
         if level.noise <= 0:
             raise ValueError(
                 f"A sampler in pieces expects one of the host's kind on a model that starts from a picture, got "

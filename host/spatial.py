@@ -9,13 +9,11 @@ import comfy.samplers
 import node_helpers
 import torch
 
+from ..samplers.masks import check_style_masks, normalise_masks, resize_masks
 from ..samplers.spatial import (
     blend_guidance,
     blend_styles,
-    check_masks,
-    normalise_masks,
     parse_cfg_list,
-    resize_masks,
 )
 from .conds import Conds, check_sigmas, evaluate, is_active, shown_as_pairs, wants_pairs
 
@@ -38,7 +36,7 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
 
     Args:
         model: the patched model.
-        masks: MASK [N, H, W] or [N-1, H, W]; see `check_masks`.
+        masks: MASK [N, H, W] or [N-1, H, W]; see `check_style_masks`.
         positives: CONDITIONING of each style by input name, in order.
         negative: CONDITIONING shared by all styles.
         cfg: guidance scale; cfg_per_style: "5, 7.5", scales of the first styles.
@@ -60,7 +58,7 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
                 )
         if not math.isfinite(cfg):
             raise ValueError(f"cfg expects a number such as 7.5, got {cfg}; correct it.")
-        self.masks = check_masks(masks, len(positives))
+        self.masks = check_style_masks(masks, len(positives))
         self.own_scales = parse_cfg_list(cfg_per_style, len(positives))
         self.weights: torch.Tensor | None = None  # the masks at the latent's size, during a run
         self.painted: list[bool] = []  # which of them hold anything; the others need no evaluation

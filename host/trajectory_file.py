@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..samplers.wording import legible
-from .inversion import Trajectory
 from .prefix import check_prefix
+from .trajectory import Trajectory
 from .trajectory_format import (
     LARGEST_FILE,
     LARGEST_HEADER,

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..samplers.cycle import Level
+from ..samplers.levels import Level
 from ..samplers.trajectory import LARGEST_INDEX, check_noise_mask
 from ..samplers.wording import legible
-from .inversion import Trajectory
+from .trajectory import Trajectory
 
 VERSION = 1
 LARGEST_HEADER = 1 << 20  # bytes; fifty steps need three thousand

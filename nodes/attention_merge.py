@@ -6,7 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.attention_merge import merge_conditionings
-from ..samplers.spatial import MAX_MASKS
+from ..samplers.masks import MAX_MASKS
 from .bounds import within_bounds
 
 

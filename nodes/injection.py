@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..host.injection import inject_features, sample_cocktail
 from .bounds import within_bounds
-from .inversion import ALIASES, Trajectory
+from .sockets import COCKTAIL, Trajectory
 
 
 def injection_inputs() -> list[io.Input]:
@@ -37,7 +37,7 @@ class FeatureInjection(io.ComfyNode):
             description="While sampling, the model reads an inverted picture as well, and what it samples takes over "
                         "that picture's self-attention and features: its structure stays, all else is the prompt's "
                         "and the model's.",
-            search_aliases=[*ALIASES, "plug and play", "pnp", "structure", "style transfer"],
+            search_aliases=[*COCKTAIL, "plug and play", "pnp", "structure", "style transfer"],
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The target model, with its LoRAs: SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image.")),
@@ -72,7 +72,7 @@ class CocktailKSampler(io.ComfyNode):
             category="mixology/cocktail",
             description="Diffusion Cocktail in one node: the content of an inverted picture in the style of another "
                         "model or LoRA.",
-            search_aliases=[*ALIASES, "style transfer", "restyle"],
+            search_aliases=[*COCKTAIL, "style transfer", "restyle"],
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The target model, whose style the result has. Its latent format must be the source model's.")),

@@ -7,11 +7,10 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..host import inversion, trajectory_file
+from ..host.trajectory import end_latent, start_trajectory
 from ..samplers.inversion import RULES
 from .bounds import within_bounds
-
-Trajectory = io.Custom("MIXOLOGY_TRAJECTORY")
-ALIASES = ["ditail", "diffusion cocktail", "ddim inversion", "mixology"]
+from .sockets import COCKTAIL, Trajectory
 
 
 class BlendPrompts(io.ComfyNode):
@@ -23,7 +22,7 @@ class BlendPrompts(io.ComfyNode):
             category="mixology/cocktail",
             description="alpha times the positive minus beta times the negative, as one conditioning: the prompt that "
                         "Ditail inverts a picture with. alpha 0.5 and beta -0.5 is halfway between two prompts.",
-            search_aliases=[*ALIASES, "prompt interpolation", "conditioning subtract"],
+            search_aliases=[*COCKTAIL, "prompt interpolation", "conditioning subtract"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip=(
                     "The prompt that is weighed with alpha. Its ControlNet, area and the like stay.")),
@@ -53,7 +52,7 @@ class Invert(io.ComfyNode):
             category="mixology/cocktail",
             description="Follows a picture back into the noise that a model would draw it from, and keeps every state "
                         "on the way.",
-            search_aliases=[*ALIASES, "invert", "noise from image", "unsampler"],
+            search_aliases=[*COCKTAIL, "invert", "noise from image", "unsampler"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that reads the picture: in Ditail the source model."),
                 io.Conditioning.Input("conditioning", tooltip=(
@@ -81,7 +80,7 @@ class Invert(io.ComfyNode):
         cls, model: Any, conditioning: Any, latent: Any, steps: int, scheduler: str, rule: str,
     ) -> io.NodeOutput:
         trajectory = inversion.invert_latent(model, conditioning, latent, steps, scheduler, rule)
-        return io.NodeOutput(trajectory, inversion.end_latent(trajectory))
+        return io.NodeOutput(trajectory, end_latent(trajectory))
 
 
 class TrajectoryStart(io.ComfyNode):
@@ -92,7 +91,7 @@ class TrajectoryStart(io.ComfyNode):
             display_name="Start from Trajectory",
             category="mixology/cocktail",
             description="Makes SamplerCustomAdvanced start where an inversion ended, on the same schedule.",
-            search_aliases=ALIASES,
+            search_aliases=COCKTAIL,
             inputs=[Trajectory.Input("trajectory", tooltip="From DDIM Inversion or Load Trajectory.")],
             outputs=[
                 io.Noise.Output(display_name="noise", tooltip=(
@@ -106,7 +105,7 @@ class TrajectoryStart(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, trajectory: Any) -> io.NodeOutput:
-        return io.NodeOutput(*inversion.start_trajectory(trajectory))
+        return io.NodeOutput(*start_trajectory(trajectory))
 
 
 class SaveTrajectory(io.ComfyNode):
@@ -117,7 +116,7 @@ class SaveTrajectory(io.ComfyNode):
             display_name="Save Trajectory",
             category="mixology/cocktail",
             description="Writes a trajectory to the output folder, so that a picture is inverted only once.",
-            search_aliases=ALIASES,
+            search_aliases=COCKTAIL,
             inputs=[
                 Trajectory.Input("trajectory", tooltip="From DDIM Inversion."),
                 io.String.Input("filename_prefix", default="mixology/trajectory", tooltip=(
@@ -143,7 +142,7 @@ class LoadTrajectory(io.ComfyNode):
             display_name="Load Trajectory",
             category="mixology/cocktail",
             description="Reads a trajectory that Save Trajectory wrote, bit for bit.",
-            search_aliases=ALIASES,
+            search_aliases=COCKTAIL,
             inputs=[io.Combo.Input("name", options=trajectory_file.list_names(), tooltip=(
                 "A file of Save Trajectory in the output folder, marked [output], or in the input folder. Refresh the "
                 "list (R) after saving one."))],
@@ -166,4 +165,4 @@ class LoadTrajectory(io.ComfyNode):
     @within_bounds
     def execute(cls, name: str) -> io.NodeOutput:
         trajectory = trajectory_file.load_trajectory(name)
-        return io.NodeOutput(trajectory, inversion.end_latent(trajectory))
+        return io.NodeOutput(trajectory, end_latent(trajectory))

@@ -6,7 +6,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import spatial
-from ..samplers.spatial import MAX_MASKS, MAX_SIDE, PROFILES, draw_gradient_masks
+from ..samplers.masks import MAX_MASKS
+from ..samplers.spatial import MAX_SIDE, PROFILES, draw_gradient_masks
 from .bounds import within_bounds
 
 ALIASES = ["dual style", "regional prompt", "style blend", "mixology"]

@@ -17,15 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .levels import Level
+
 LARGEST_CFG = 100.0
-
-
-@dataclass(frozen=True)
-class Level:
-    """A noise level: the state is signal * x0 + noise * n."""
-
-    signal: float
-    noise: float
 
 
 @dataclass(frozen=True)

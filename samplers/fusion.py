@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .spatial import blend_styles
+from .masks import blend_styles
 
 PUBLISHED_SIDE = 64  # latent pixels for which the published blur was set
 MAX_SOFTNESS = 1000

@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .cycle import Level
-from .layout import SIGMA_TOLERANCE
+from .levels import Level
 from .wording import legible
 
 RULES = ("ditail", "euler")
 MOST_STEPS = 10000
-SAME_LEVEL = 1e-4  # relative to the larger of a level and 1
 LONGEST_REPEAT = 16  # times the longer prompt
 
 
@@ -65,53 +63,6 @@ def sample_inversion(
     return x
 
 
-def check_grid(sigmas: Sequence[float]) -> None:
-    """Raises ValueError unless the grid rises from 0."""
-    if len(sigmas) < 2 or sigmas[0] != 0 or not all(a < b < math.inf for a, b in zip(sigmas, sigmas[1:])):
-        raise ValueError(
-            f"The inversion expects a schedule that reaches 0 at its end and repeats no sigma, got "
-            f"{len(sigmas)} sigma(s) down to {min(sigmas, default=0.0):.4g}; choose another scheduler or fewer steps.")
-
-
-def check_levels(levels: Sequence[Level]) -> None:
-    """Raises ValueError if the model mixes no noise into a picture."""
-    if any(level.noise <= 0 for level in levels[1:]):
-        raise ValueError(
-            "The inversion expects a model that samples from noise, got one that starts from a picture; "
-            "use a text to image model.")
-
-
-def check_path(sigmas: Sequence[float], levels: Sequence[Level], start: Level) -> None:
-    """Raises ValueError unless these are levels of a path that the host's solvers can follow.
-
-    The solvers' slope (x - x0) / sigma is the path's own only where signal = 1 - k sigma and noise = c sigma: k is 0
-    for eps and v models and 1 for flow models, and c is 1 save for flow models that scale their noise. They start at
-    the last level, or where that is the first sigma of an eps or v model, with noise of sqrt(1 + sigma^2).
-    """
-    top, last = sigmas[-1], levels[-1]
-    k, c = (1.0 - last.signal) / top, last.noise / top
-    flat = abs(k) <= SAME_LEVEL
-    fits = (is_near(c, 1.0) if flat else is_near(k, 1.0) and c > 0) and all(
-        is_near(level.signal, 1.0 - k * sigma) and is_near(level.noise, c * sigma)
-        for sigma, level in zip(sigmas, levels))
-    starts = [last.noise, math.hypot(1.0, top)] if flat else [last.noise]
-    if not fits or not is_near(start.signal, last.signal) or not any(is_near(start.noise, noise) for noise in starts):
-        raise ValueError(
-            "The trajectory expects sigmas and noise levels that belong together, got some that no eps, v or flow "
-            "model has; invert the picture again.")
-
-
-def is_near(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=SAME_LEVEL, abs_tol=SAME_LEVEL)
-
-
-def describe_path(levels: Sequence[Level]) -> str:
-    """A model's kind as people know it, by its levels at rising sigmas."""
-    if is_near(levels[-1].signal, 1.0):
-        return "an eps or v model (SD1.x, SD2.x, SDXL)"
-    return "a flow model (SD3, Flux, Qwen-Image, Wan)"
-
-
 def check_settings(steps: int, rule: str) -> None:
     """Raises ValueError if steps or rule is out of range."""
     if not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
@@ -125,33 +76,6 @@ def check_weights(alpha: float, beta: float) -> None:
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not math.isfinite(value):
             raise ValueError(f"{name} expects a number, got {value:g}; set it between -20 and 20.")
-
-
-def find_span(sigmas: Sequence[float], sigma: float) -> tuple[int, float]:
-    """Where a sigma lies on a rising grid: index i and weight w, between states i and i + 1 as lerp(i, i + 1, w).
-
-    Raises:
-        ValueError: if it lies outside.
-    """
-    end = sigmas[-1]
-    if not 0.0 <= sigma <= end * (1 + SIGMA_TOLERANCE):
-        raise ValueError(
-            f"The trajectory reaches from sigma 0 to {end:.4g} and has no state at {sigma:.4g}; sample with the "
-            f"sigmas of Start from Trajectory, or invert with the scheduler and steps that you sample with.")
-    above = next((i for i, recorded in enumerate(sigmas) if recorded >= sigma), len(sigmas) - 1)
-    for i in (above, max(above - 1, 0)):
-        if math.isclose(sigmas[i], sigma, rel_tol=SIGMA_TOLERANCE):
-            return i, 0.0
-    return above - 1, (sigma - sigmas[above - 1]) / (sigmas[above] - sigmas[above - 1])
-
-
-def solve_noise(state: torch.Tensor, picture: torch.Tensor, level: Level) -> torch.Tensor:
-    """The noise that a sampler must be given to start at `state`: signal * picture + noise * n = state.
-
-    Args:
-        state, picture: [B, ...]; worked out in float64, returned in the state's type.
-    """
-    return ((state.double() - level.signal * picture.double()) / level.noise).to(state)
 
 
 def repeat_to(x: torch.Tensor, length: int, dim: int) -> torch.Tensor:

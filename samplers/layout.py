@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .levels import SIGMA_TOLERANCE
 from .numbers import parse_numbers
-
-SIGMA_TOLERANCE = 1e-5  # float32 grids meet thresholds computed in float64
 
 
 @dataclass(frozen=True)

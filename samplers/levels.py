@@ -1,8 +1,21 @@
-"""Noise levels as users hand them over: a schedule's sigmas."""
+"""Noise levels: a schedule's sigmas, and how much picture and noise a state at one of them holds."""
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+SIGMA_TOLERANCE = 1e-5  # float32 grids meet thresholds computed in float64
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level: the state is signal * x0 + noise * n."""
+
+    signal: float
+    noise: float
 
 
 def check_falling(sigmas: Sequence[float], node: str, repeats: bool = False) -> None:
@@ -29,3 +42,12 @@ def check_falling(sigmas: Sequence[float], node: str, repeats: bool = False) -> 
             raise ValueError(
                 f"{node} expects sigmas that fall at every step, got {before:.4g} twice in a row; use fewer steps or "
                 f"another scheduler.")
+
+
+def solve_noise(state: torch.Tensor, picture: torch.Tensor, level: Level) -> torch.Tensor:
+    """The noise that a sampler must be given to start at `state`: signal * picture + noise * n = state.
+
+    Args:
+        state, picture: [B, ...]; worked out in float64, returned in the state's type.
+    """
+    return ((state.double() - level.signal * picture.double()) / level.noise).to(state)

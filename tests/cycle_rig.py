@@ -8,7 +8,8 @@ import comfy.sample
 import comfy.samplers
 import tiny
 import torch
-from mixology.host.cycle import CycleSampler, noise_levels
+from mixology.host.cycle import CycleSampler
+from mixology.host.run import noise_levels
 from mixology.samplers.cycle import ancestral_step, take_step
 
 SEED = 11

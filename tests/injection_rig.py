@@ -14,7 +14,8 @@ import comfy.samplers
 import tiny
 import torch
 from attention_merge_rig import cell_means
-from mixology.host.inversion import Trajectory, invert_latent, start_trajectory
+from mixology.host.inversion import invert_latent
+from mixology.host.trajectory import Trajectory, start_trajectory
 from torch import Tensor
 
 SD1_BLOCKS = [("output", i) for i in range(4, 12)]

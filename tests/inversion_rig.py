@@ -8,7 +8,8 @@ import comfy.model_sampling
 import comfy.samplers
 import tiny
 import torch
-from mixology.host.inversion import Trajectory, invert_latent
+from mixology.host.inversion import invert_latent
+from mixology.host.trajectory import Trajectory
 
 PROMPT, OTHER = tiny.conditioning(1), tiny.conditioning(2)
 

@@ -10,8 +10,8 @@ import tiny
 import torch
 from attention_merge_rig import Expected, merge, merge_explicitly, soft_masks, texts_of
 from comfy.patcher_extension import WrappersMP
+from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.marks import keep_text, mark_conditioning
-from mixology.host.token_scale import KEY, TokenScale, patch_model
 from torch import Tensor
 
 TEXT, OTHER, NEGATIVE, THIRD = (tiny.conditioning(seed) for seed in (1, 3, 2, 4))
@@ -32,8 +32,8 @@ def mark(technique: str, model: Any, text: Any = TEXT, values: tuple[float, ...]
         return merge(model, MASKS, text, OTHER)
     scale = TokenScale(factors(*values), 0.0, 1.0)
     patched = patch_model(model)
-    keep_text(patched, KEY, scale, text[0][0])
-    return patched, mark_conditioning(text, KEY, scale)
+    keep_text(patched, SCALE_KEY, scale, text[0][0])
+    return patched, mark_conditioning(text, SCALE_KEY, scale)
 
 
 def run(model: Any, positive: Any, negative: Any = NEGATIVE, batch: int = 1, steps: int = 2, guider: Any = None,

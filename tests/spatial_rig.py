@@ -10,7 +10,8 @@ import nodes as core
 import tiny
 import torch
 from mixology.host.spatial import EpsilonMergeGuider
-from mixology.samplers.spatial import draw_gradient_masks, resize_masks
+from mixology.samplers.masks import resize_masks
+from mixology.samplers.spatial import draw_gradient_masks
 
 SEED = 5
 STYLES = [tiny.conditioning(1), tiny.conditioning(3), tiny.conditioning(4), tiny.conditioning(6)]

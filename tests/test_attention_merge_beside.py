@@ -13,11 +13,10 @@ import torch
 from attention_merge_rig import Expected, merge, merge_explicitly, sample, sample_latent, soft_masks, texts_of
 from comfy_api.latest import _io
 from families import FAMILIES, raise_norms
+from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.layout import LayoutMixSampler, make_layout
 from mixology.host.marks import mark_conditioning
 from mixology.host.spatial import EpsilonMergeGuider
-from mixology.host.token_scale import KEY as SCALE_KEY
-from mixology.host.token_scale import TokenScale, patch_model
 from mixology.nodes.attention_merge import AttentionMerge
 from torch import Tensor
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from mixology.attention_patches.attention_merge import MergedAttention, RowMerge, StyleMasks, spread_rows
+from mixology.attention_patches.attention_merge import MergedAttention, RowMerge, spread_rows
+from mixology.attention_patches.masks import StyleMasks
 from mixology.samplers.spatial import draw_gradient_masks
 from torch import Tensor
 
@@ -144,7 +145,7 @@ def test_spread_rows() -> None:
 
 def weights_of(masks: StyleMasks, *place: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weights [N, tokens] that blending by the shares amounts to."""
-    shares = masks.shares(*place).to(dtype)
+    shares = masks.weights(*place).to(dtype)
     weights = [torch.ones_like(shares[0])]
     for share in shares:
         weights = [*(weight * (1 - share) for weight in weights), share]
@@ -174,10 +175,10 @@ def test_a_region_sees_its_part_of_the_picture() -> None:
 
 def test_masks_are_resized_once_for_each_size_and_place() -> None:
     masks = StyleMasks(masks_of(2))
-    first = masks.shares((6, 10), None, (3, 5))
-    assert masks.shares((6, 10), None, (3, 5)) is first
+    first = masks.weights((6, 10), None, (3, 5))
+    assert masks.weights((6, 10), None, (3, 5)) is first
     for place in (((6, 10), (3, 5, 0, 0), (3, 5)), ((5, 10), None, (3, 5)), ((6, 10), None, (5, 3))):
-        assert masks.shares(*place) is not first
+        assert masks.weights(*place) is not first
 
 
 def test_unpainted_places_are_the_first_style_s() -> None:

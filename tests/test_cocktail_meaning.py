@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from mixology.demo import judge, style_judge, world
 from mixology.host import demo
 from mixology.host.injection import sample_cocktail
-from mixology.host.inversion import Trajectory, blend_prompts, invert_latent
+from mixology.host.inversion import blend_prompts, invert_latent
+from mixology.host.trajectory import Trajectory
 from torch import Tensor
 
 pytestmark = pytest.mark.meaning

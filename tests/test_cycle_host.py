@@ -16,7 +16,8 @@ import pytest
 import tiny
 import torch
 from cycle_rig import NEGATIVE, SEED, SOURCE, TARGET, cycle, grid, make_noise, printed_cycle, run
-from mixology.host.cycle import CycleSampler, noise_levels, part_shapes
+from mixology.host.cycle import CycleSampler, part_shapes
+from mixology.host.run import noise_levels
 from mixology.samplers.cycle import ancestral_step
 
 pytestmark = pytest.mark.seam

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from mixology.samplers.cycle import (
-    Level,
     ancestral_step,
     check_levels,
     check_settings,
@@ -16,6 +15,7 @@ from mixology.samplers.cycle import (
     sample_cycle,
     take_step,
 )
+from mixology.samplers.levels import Level
 from toy import ALPHAS, SIGMAS, ddim_timesteps, guided_eps, noise
 
 SHAPE = (1, 4, 8, 8)

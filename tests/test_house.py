@@ -28,6 +28,8 @@ CONTRACT = {"MixologyLayoutNoise", "MixologyLayoutFromPrompt", "MixologyLayoutMi
             "MixologySaveTrajectory", "MixologyLoadTrajectory", "MixologyExpert", "MixologySaliencyGuider",
             "MixologySaliencyMaps", "MixologyMixerImage", "MixologyMixerText", "MixologyMixerConditioning",
             "MixologyDemoCheckpoint", "MixologyDemoPicture"}
+TECHNIQUES = ("layout", "token_scale", "spatial", "attention_merge", "cycle", "inversion", "injection", "fusion", "mixer")
+MOST_BRANCHES = 20
 HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
 LANGUAGES = ("en", "zh")
 REGISTRIES = re.compile("pypi" r"\.org|pythonhosted" r"\.org|npmjs" r"\.|deb" r"\.debian|https?://[a-z.-]+/simple\b")
@@ -101,6 +103,52 @@ def test_host_room_does_not_know_nodes(path: Path) -> None:
 @pytest.mark.parametrize("path", python_files("nodes"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_nodes_import_rooms_of_the_pack_only(path: Path) -> None:
     assert not {name for name in imports(path) if name.startswith(".")} - {f".{room}" for room in ROOMS} - {".demo"}
+
+
+def technique_of(module: str) -> str | None:
+    """The technique that a file is of, by its name; None of shared ones."""
+    return next((name for name in TECHNIQUES if module == name or module.startswith(f"{name}_")), None)
+
+
+def imported_files(path: Path) -> set[str]:
+    """Files of the pack's rooms that a file imports, by the last part of their names."""
+    return {name for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom) and node.level > 0
+            for name in ((node.module or "").split(".")[-1], *(alias.name for alias in node.names))}
+
+
+@pytest.mark.parametrize("path", python_files(*ROOMS), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_technique_imports_another(path: Path) -> None:
+    """Nor does what all share import one; `nodes/__init__.py` lists them all."""
+    if path == ROOT / "nodes" / "__init__.py":
+        return
+    own = technique_of(path.stem)
+    found = {technique_of(name) for name in imported_files(path)} - {None, own}
+    assert not found, f"{path.relative_to(ROOT)} imports {found}: what two share has a room of its own"
+
+
+def test_model_classes_are_known_to_families_only() -> None:
+    """A class that a host moves or lacks would take all nodes away, were it imported with a file."""
+    for path in python_files("host", "nodes"):
+        names = {node.module or "" for node in tree(path).body if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in tree(path).body if isinstance(node, ast.Import) for alias in node.names}
+        found = [name for name in names if name.startswith(("comfy.ldm", "comfy.text_encoders", "comfy.model_base"))]
+        assert not found, f"{path.relative_to(ROOT)} imports {found}: host/families knows them by name"
+
+
+def count_branches(function: ast.AST) -> int:
+    """Decisions of a function: if, loops, handlers, choices in expressions; of the functions in it as well."""
+    kinds = (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.comprehension, ast.match_case)
+    steps = [node for node in ast.walk(function) if isinstance(node, kinds)]
+    chained = [node for node in ast.walk(function) if isinstance(node, ast.BoolOp)]
+    return len(steps) + sum(len(node.values) - 1 for node in chained)
+
+
+@pytest.mark.parametrize("path", python_files("."), ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_read_top_to_bottom(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            count = count_branches(node)
+            assert count <= MOST_BRANCHES, f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {count} branches"
 
 
 def test_entry_point_is_v3_only() -> None:

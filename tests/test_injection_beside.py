@@ -16,12 +16,11 @@ from families import raise_norms
 from injection_rig import guide, in_single_chunks, inject_explicitly, invert, run, soft_mask
 from mixology.host.attention_merge import merge_conditionings
 from mixology.host.cycle import CycleSampler
+from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.injection import inject_features
 from mixology.host.layout import LayoutMixSampler, make_layout
 from mixology.host.marks import mark_conditioning
 from mixology.host.spatial import EpsilonMergeGuider
-from mixology.host.token_scale import KEY as SCALE_KEY
-from mixology.host.token_scale import TokenScale, patch_model
 from mixology.samplers.spatial import draw_gradient_masks
 from torch import Tensor
 

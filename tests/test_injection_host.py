@@ -20,7 +20,7 @@ from mixology.attention_patches.injection import UNetInjector
 from mixology.host import demo
 from mixology.host.injection import KEY, inject_features, sample_cocktail
 from mixology.host.injection_unet import features_layer, injected_blocks
-from mixology.host.inversion import start_trajectory
+from mixology.host.trajectory import start_trajectory
 from torch import Tensor
 
 pytestmark = pytest.mark.seam

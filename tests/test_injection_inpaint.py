@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from families import POOLED, SDXL_SIZES, UNET, WIDTH, raise_norms
 from injection_rig import OneReading, guide, in_single_chunks, inject_explicitly, invert, run
 from mixology.host.injection import KEY, inject_features
-from mixology.host.inversion import start_trajectory
+from mixology.host.trajectory import start_trajectory
 from torch import Tensor
 
 pytestmark = pytest.mark.seam

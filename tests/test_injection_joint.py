@@ -10,10 +10,10 @@ import torch
 from attention_merge_rig import cell_means
 from families import FAMILIES, Family
 from injection_rig import guide, in_single_chunks, inject_joint_explicitly, invert, run, soft_mask
+from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.injection import inject_features
 from mixology.host.marks import mark_conditioning
-from mixology.host.token_scale import KEY as SCALE_KEY
-from mixology.host.token_scale import OVERRIDE, TokenScale, patch_model
+from mixology.host.networks import OVERRIDE
 from torch import Tensor
 
 pytestmark = pytest.mark.seam

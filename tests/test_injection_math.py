@@ -11,7 +11,6 @@ from mixology.attention_patches.injection import (
     Chunk,
     Injector,
     JointCall,
-    RegionMask,
     SourceRead,
     UNetInjector,
     UNetReader,
@@ -19,6 +18,7 @@ from mixology.attention_patches.injection import (
     make_joint_injector,
     make_joint_reader,
 )
+from mixology.attention_patches.masks import LayerMasks
 from torch import Tensor
 
 GRID = (3, 5)
@@ -31,7 +31,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def chunk_of(source: Tensor, point: Any = POINT, mask: Tensor | None = None, area: Any = None,
              picture: tuple[int, int] = (12, 20)) -> Chunk:
-    return Chunk({point: (source, source)}, None if mask is None else RegionMask(mask), picture, area)
+    return Chunk({point: (source, source)}, None if mask is None else LayerMasks(mask), picture, area)
 
 
 def options(point: Any = POINT, grid: tuple[int, int] = GRID) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_masks_are_exact_at_their_ends_and_keep_the_type() -> None:
 
 def test_region_mask_is_cropped_to_an_area() -> None:
     mask = torch.rand(2, 33, 47, generator=torch.Generator().manual_seed(0))
-    region = RegionMask(mask)
+    region = LayerMasks(mask)
     area = (6, 10, 2, 4)
     expected = cell_means(cell_means(mask, 12, 20)[:, 2:8, 4:14], 3, 5)
     torch.testing.assert_close(region.weights((12, 20), area, (3, 5)).double(), expected, rtol=0, atol=1e-6)

@@ -12,7 +12,7 @@ import torch
 from families import raise_norms
 from injection_rig import guide, invert, run, soft_mask
 from mixology.host.injection import inject_features
-from mixology.host.inversion import start_trajectory
+from mixology.host.trajectory import start_trajectory
 from torch import Tensor
 
 pytestmark = pytest.mark.seam

@@ -9,7 +9,7 @@ import tiny
 import torch
 from inversion_rig import OTHER, PROMPT, assert_follows, invert, printed_inversion
 from memory_rig import MEMORIES, answer_in_float64, tile
-from mixology.host.inversion import start_trajectory
+from mixology.host.trajectory import start_trajectory
 from mixology.samplers.inversion import RULES
 from test_cycle_beside import EARLY, HALF, LATE, limit, window_frames
 

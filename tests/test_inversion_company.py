@@ -13,7 +13,8 @@ import torch
 from company import CAPTION, COMPANY, lora_weights, make_controlnet, with_long_prompt
 from inversion_rig import assert_follows, invert, printed_inversion
 from mixology.host import demo
-from mixology.host.inversion import blend_prompts, start_trajectory
+from mixology.host.inversion import blend_prompts
+from mixology.host.trajectory import start_trajectory
 
 pytestmark = pytest.mark.seam
 

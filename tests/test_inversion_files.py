@@ -12,7 +12,7 @@ import tiny
 import torch
 from inversion_rig import invert
 from mixology.host import trajectory_file
-from mixology.host.inversion import Trajectory, end_latent, start_trajectory
+from mixology.host.trajectory import Trajectory, end_latent, start_trajectory
 from mixology.host.trajectory_file import find_fault, list_names, load_trajectory, save_trajectory
 from mixology.nodes.inversion import LoadTrajectory, SaveTrajectory
 from safetensors import safe_open

@@ -11,7 +11,8 @@ import pytest
 import tiny
 import torch
 from inversion_rig import OTHER, PROMPT, assert_follows, invert, printed_inversion
-from mixology.host.inversion import end_latent, invert_latent
+from mixology.host.inversion import invert_latent
+from mixology.host.trajectory import end_latent
 from mixology.samplers.inversion import RULES
 
 pytestmark = pytest.mark.seam

@@ -7,18 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from mixology.samplers.cycle import Level
-from mixology.samplers.inversion import (
-    RULES,
-    blend_embeddings,
-    check_grid,
-    check_levels,
-    find_span,
-    reading_index,
-    rescale,
-    sample_inversion,
-    solve_noise,
-)
+from mixology.samplers.inversion import RULES, blend_embeddings, reading_index, rescale, sample_inversion
+from mixology.samplers.levels import Level, solve_noise
+from mixology.samplers.trajectory import check_grid, check_levels, find_span
 from toy import ALPHAS, SIGMAS, ddim_runner, ddim_timesteps, eps_of, guided_eps, noise
 
 SHAPE = (1, 4, 8, 8)

@@ -11,8 +11,9 @@ import pytest
 import tiny
 import torch
 from inversion_rig import OTHER, PROMPT, invert
-from mixology.host.inversion import Trajectory, blend_prompts, start_trajectory
-from mixology.samplers.cycle import Level
+from mixology.host.inversion import blend_prompts
+from mixology.host.trajectory import Trajectory, start_trajectory
+from mixology.samplers.levels import Level
 
 pytestmark = pytest.mark.seam
 

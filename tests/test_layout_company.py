@@ -11,7 +11,8 @@ import tiny
 import torch
 from company import CAPTION, COMPANY, Parts, with_long_prompt
 from mixology.host import demo
-from mixology.host.layout import full_sigmas, make_layout, mix_latent, sigma_window
+from mixology.host.layout import make_layout, mix_latent, sigma_window
+from mixology.host.run import full_sigmas
 
 pytestmark = pytest.mark.seam
 

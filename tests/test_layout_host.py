@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 from mixology.host.cycle import CycleSampler
-from mixology.host.layout import LayoutMixSampler, NoisedLayout, make_layout, mix_latent, record_layout
+from mixology.host.layout import LayoutMixSampler, make_layout, mix_latent, record_layout
+from mixology.host.layout_states import NoisedLayout
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
 
 pytestmark = pytest.mark.seam

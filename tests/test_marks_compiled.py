@@ -12,10 +12,10 @@ import torch
 from attention_merge_rig import merge, sample, soft_masks
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from families import FAMILIES, PECULIAR, UNET, raise_norms
+from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.marks import mark_conditioning
 from mixology.host.networks import family_name, find_network
 from mixology.host.spatial import EpsilonMergeGuider
-from mixology.host.token_scale import KEY, TokenScale, patch_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -49,7 +49,7 @@ def marked(technique: str, model: Any, window: tuple[float, float]) -> tuple[Any
         return merge(model, soft_masks(2), TEXT, OTHER)
     factors = torch.ones(1, 77)
     factors[:, 3:7] = -1.5
-    return patch_model(model), mark_conditioning(TEXT, KEY, TokenScale(factors, *window))
+    return patch_model(model), mark_conditioning(TEXT, SCALE_KEY, TokenScale(factors, *window))
 
 
 def unet() -> Any:
@@ -83,7 +83,7 @@ def test_a_compiled_transformer() -> None:
     """Where the attention's override is the seam; the network as other packs put it in place for good."""
     family = FAMILIES["flux"]
     model, positive, negative = family.model(), family.conditioning(1, 11), family.conditioning(2, 11)
-    scale = mark_conditioning(positive, KEY, TokenScale(torch.tensor([[1.0] * 5 + [-1.0] * 6]), 0.0, 1.0))
+    scale = mark_conditioning(positive, SCALE_KEY, TokenScale(torch.tensor([[1.0] * 5 + [-1.0] * 6]), 0.0, 1.0))
 
     def draw(model: Any) -> Tensor:
         latent = family.latent(1, 6, 4)

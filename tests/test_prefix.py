@@ -11,7 +11,7 @@ import tiny
 import torch
 from inversion_rig import invert
 from mixology.host import prefix as prefixes
-from mixology.host.inversion import Trajectory
+from mixology.host.trajectory import Trajectory
 from mixology.host.trajectory_file import list_names, save_trajectory
 from mixology.nodes.inversion import SaveTrajectory
 from trajectory_rig import saved, use_folders

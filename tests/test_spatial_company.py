@@ -22,7 +22,7 @@ import torch
 from comfy import supported_models
 from company import lora_weights, make_controlnet
 from mixology.host import demo
-from mixology.samplers.spatial import normalise_masks
+from mixology.samplers.masks import normalise_masks
 from spatial_rig import NEGATIVE, STYLES, gradient, masked_combine, merged_plain_steps, merger, one_step, run
 
 pytestmark = pytest.mark.seam

@@ -8,16 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mixology.samplers.spatial import (
-    blend_guidance,
-    blend_styles,
-    check_masks,
-    draw_gradient_masks,
-    make_resize_matrix,
-    normalise_masks,
-    parse_cfg_list,
-    resize_masks,
-)
+from mixology.samplers.masks import blend_styles, check_style_masks, make_resize_matrix, normalise_masks, resize_masks
+from mixology.samplers.spatial import blend_guidance, draw_gradient_masks, parse_cfg_list
 from toy import SIGMAS, eps_of, noise
 
 SIZES = [(64, 64), (63, 41), (1, 7), (7, 1), (1, 1), (2, 3), (129, 65)]
@@ -152,20 +144,20 @@ def test_one_mask_of_ones_stays_exact() -> None:
 def test_last_style_takes_the_rest() -> None:
     masks = torch.zeros(2, 4, 4)
     masks[0, :, 0], masks[1, :, :2] = 1, 0.5
-    full = check_masks(masks, 3)
+    full = check_style_masks(masks, 3)
     assert full[:, 0].T.tolist() == [[1, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1], [0, 0, 1]]
-    ready = resize_masks(check_masks(masks, 3), 4, 4)
+    ready = resize_masks(check_style_masks(masks, 3), 4, 4)
     assert ready[:, 0, 0].tolist() == pytest.approx([2 / 3, 1 / 3, 0])
     single = masks_of(6, 6)
-    assert torch.equal(check_masks(single, 2), torch.stack([single, 1 - single]))
-    assert torch.equal(check_masks(single, 1), single[None])
+    assert torch.equal(check_style_masks(single, 2), torch.stack([single, 1 - single]))
+    assert torch.equal(check_style_masks(single, 1), single[None])
 
 
 def test_first_style_fills_in_and_overlaps_are_shared() -> None:
     masks = torch.zeros(3, 1, 4)
     masks[1, 0, 0], masks[2, 0, 0] = 1, 3
     masks[2, 0, 1] = 0.2
-    ready = resize_masks(check_masks(masks, 3), 1, 4)[:, 0]
+    ready = resize_masks(check_style_masks(masks, 3), 1, 4)[:, 0]
     assert ready.T.tolist() == [pytest.approx([0, 0.25, 0.75]), [0, 0, 1], [1, 0, 0], [1, 0, 0]]
     assert torch.equal(normalise_masks(torch.zeros(2, 3)), torch.tensor([[1.0] * 3, [0.0] * 3]))
 
@@ -174,15 +166,15 @@ def test_first_style_fills_in_and_overlaps_are_shared() -> None:
 def test_masks_of_any_type(kind: torch.dtype) -> None:
     masks = torch.zeros(2, 4, 6, dtype=kind)
     masks[0, :, :3], masks[1, :, 3:] = 1, 1
-    ready = resize_masks(check_masks(masks, 2), 4, 6)
+    ready = resize_masks(check_style_masks(masks, 2), 4, 6)
     assert ready.dtype == torch.float32 and torch.equal(ready, masks.float())
 
 
 def test_masks_are_left_as_they_were() -> None:
     masks = masks_of(2, 9, 9)
     copy = masks.clone()
-    resize_masks(check_masks(masks, 2), 4, 4)
-    resize_masks(check_masks(masks, 3), 4, 4)
+    resize_masks(check_style_masks(masks, 2), 4, 4)
+    resize_masks(check_style_masks(masks, 3), 4, 4)
     assert torch.equal(masks, copy)
 
 
@@ -200,7 +192,7 @@ def test_masks_are_left_as_they_were() -> None:
 ])
 def test_masks_that_do_not_fit(masks: torch.Tensor, styles: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        check_masks(masks, styles)
+        check_style_masks(masks, styles)
 
 
 def predictions(count: int, *shape: int) -> list[torch.Tensor]:

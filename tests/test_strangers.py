@@ -15,13 +15,14 @@ import torch
 from mixology.host.attention_merge import merge_conditionings
 from mixology.host.cycle import CycleSampler
 from mixology.host.experts import add_expert
+from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.fusion import SaliencyGuider
 from mixology.host.injection import inject_features
-from mixology.host.inversion import Trajectory, invert_latent, start_trajectory
+from mixology.host.inversion import invert_latent
 from mixology.host.layout import LayoutMixSampler, make_layout
 from mixology.host.marks import mark_conditioning
 from mixology.host.spatial import EpsilonMergeGuider
-from mixology.host.token_scale import KEY, TokenScale, patch_model
+from mixology.host.trajectory import Trajectory, start_trajectory
 from mixology.samplers.spatial import draw_gradient_masks
 from strangers import STRANGERS, Stranger
 from torch import Tensor
@@ -79,7 +80,7 @@ def guided(model: Any, positive: Any, _: Any) -> Parts:
 def scale_words(model: Any) -> tuple[Any, Any]:
     factors = torch.ones(1, 77)
     factors[:, 3:7] = -2.0
-    return patch_model(model), mark_conditioning(TEXT, KEY, TokenScale(factors, 0.0, 1.0))
+    return patch_model(model), mark_conditioning(TEXT, SCALE_KEY, TokenScale(factors, 0.0, 1.0))
 
 
 def merge_texts(model: Any) -> tuple[Any, Any]:

@@ -12,9 +12,10 @@ import tiny
 import torch
 from company import CAPTION, COMPANY, Parts
 from mixology.host import demo
+from mixology.host.factors import SCALE_KEY
 from mixology.host.layout import make_layout, mix_latent
 from mixology.host.marks import read_mark
-from mixology.host.token_scale import KEY, scale_tokens
+from mixology.host.token_scale import scale_tokens
 from torch import Tensor
 
 pytestmark = pytest.mark.seam
@@ -100,7 +101,7 @@ def test_words_of_a_long_prompt(loaded: Parts, words: int) -> None:
     scaled, positive = scale_tokens(model, clip, text, "red = 0", 0.0, 1.0)
     tokens = positive[0][0].shape[1]
     assert tokens > 77 and tokens % 77 == 0
-    factors = read_mark(positive[0][1], KEY).factors
+    factors = read_mark(positive[0][1], SCALE_KEY).factors
     pairs = [pair for chunk in clip.tokenize(text)["l"] for pair in chunk]
     red = clip.tokenize("red")["l"][0][1][0]
     assert factors[0].tolist() == [float(token != red) for token, _ in pairs] and factors.eq(0).sum() == words // 2

@@ -11,8 +11,9 @@ import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from families import FAMILIES, PECULIAR, Family
+from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.marks import mark_conditioning, read_mark
-from mixology.host.token_scale import KEY, OVERRIDE, TokenScale, patch_model
+from mixology.host.networks import OVERRIDE
 from torch import Tensor
 
 pytestmark = pytest.mark.seam
@@ -69,7 +70,7 @@ def factors_of(places: Mapping[int, float | list[float]], tokens: int = TOKENS) 
 
 
 def mark(conditioning: list[Any], factors: Tensor) -> list[Any]:
-    return mark_conditioning(conditioning, KEY, TokenScale(factors, 0.0, 1.0))
+    return mark_conditioning(conditioning, SCALE_KEY, TokenScale(factors, 0.0, 1.0))
 
 
 def with_override(model: Any, override: Any) -> Any:
@@ -287,9 +288,9 @@ def test_nothing_of_the_caller_changes(models: dict[str, Any], name: str) -> Non
     assert describe() == before
     assert all(torch.equal(value, weights[key]) for key, value in model.model.state_dict().items())
     assert torch.equal(marked[0][0], family.conditioning(1, TOKENS)[0][0])
-    assert torch.equal(read_mark(marked[0][1], KEY).factors, factors_of(SWEEP))
+    assert torch.equal(read_mark(marked[0][1], SCALE_KEY).factors, factors_of(SWEEP))
     for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
-        assert not model.wrappers.get(kind, {}).get(KEY) and len(patched.wrappers[kind][KEY]) == 1
+        assert not model.wrappers.get(kind, {}).get(SCALE_KEY) and len(patched.wrappers[kind][SCALE_KEY]) == 1
 
 
 # --------------------------------------------------------------------------------------------------- peculiar ones

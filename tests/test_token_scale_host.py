@@ -13,8 +13,8 @@ import tiny
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
+from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.marks import mark_conditioning, read_mark
-from mixology.host.token_scale import KEY, TokenScale, patch_model
 from torch import Tensor
 
 pytestmark = pytest.mark.seam
@@ -37,7 +37,7 @@ def factors(*values: float, tokens: int = 77) -> Tensor:
 
 
 def mark(conditioning: list[Any], *values: float, window: tuple[float, float] = (0.0, 1.0)) -> list[Any]:
-    return mark_conditioning(conditioning, KEY, TokenScale(factors(*values), *window))
+    return mark_conditioning(conditioning, SCALE_KEY, TokenScale(factors(*values), *window))
 
 
 def sample(guider: Any, batch: int = 1, height: int = 8, width: int = 6, steps: int = 3) -> Tensor:
@@ -303,7 +303,7 @@ def test_the_caller_s_model_and_conditioning_are_untouched() -> None:
     sample(tiny.cfg_guider(patched, marked, NEGATIVE))
     assert (model.model_options, model.wrappers) == before and patched.model_options == options
     assert text[0][1] == TEXT[0][1] and torch.equal(text[0][0], TEXT[0][0])
-    assert torch.equal(read_mark(marked[0][1], KEY).factors, factors(-1.5))
+    assert torch.equal(read_mark(marked[0][1], SCALE_KEY).factors, factors(-1.5))
 
 
 def test_an_error_inside_leaves_nothing_behind() -> None:

@@ -11,8 +11,9 @@ import tiny
 import torch
 from comfy.text_encoders.hydit import HyditBertTokenizer
 from families import ENCODERS, save_embeddings, text_encoder
+from mixology.host.factors import SCALE_KEY
 from mixology.host.marks import read_mark
-from mixology.host.token_scale import KEY, scale_tokens
+from mixology.host.token_scale import scale_tokens
 from mixology.host.words import parse_scales, place_scales, read_prompt, spell_tokens
 from torch import Tensor
 
@@ -338,7 +339,7 @@ def test_conditioning_is_that_of_the_core_node(encoder: tuple[str, Any]) -> None
         for key, value in expected[0][1].items():
             own = conditioning[0][1][key]
             assert torch.equal(own, value) if torch.is_tensor(value) else own == value
-    mark = read_mark(marked[0][1], KEY)
+    mark = read_mark(marked[0][1], SCALE_KEY)
     assert (mark.start_percent, mark.end_percent) == (0.25, 0.75)
     assert mark.factors.shape == (2, expected[0][0].shape[1])
     assert (mark.factors == -1.0).any(0).nonzero().flatten().tolist() == places_of(clip, text, "platypus")
@@ -367,7 +368,7 @@ def test_empty_prompt_has_no_words(sd1: Any, qwen: Any) -> None:
     for clip in (sd1, qwen):
         with pytest.raises(ValueError, match="finds no 'tiger' .* sees them: none.$"):
             scale_tokens(tiny.unet(), clip, "", "tiger = 0", 0.0, 1.0)
-        assert read_mark(scale_tokens(tiny.unet(), clip, "", "", 0.0, 1.0)[1][0][1], KEY) is None
+        assert read_mark(scale_tokens(tiny.unet(), clip, "", "", 0.0, 1.0)[1][0][1], SCALE_KEY) is None
 
 
 def test_letters_that_t5_does_not_know(flux: Any) -> None:

@@ -15,7 +15,7 @@ import tiny
 import torch
 from inversion_rig import invert
 from mixology.host import trajectory_file, trajectory_format
-from mixology.host.inversion import Trajectory, start_trajectory
+from mixology.host.trajectory import Trajectory, start_trajectory
 from mixology.host.trajectory_file import find_fault, list_names, load_trajectory, save_trajectory
 from mixology.nodes.inversion import LoadTrajectory
 from safetensors.torch import save_file

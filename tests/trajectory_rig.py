@@ -9,7 +9,7 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
-from mixology.host.inversion import Trajectory
+from mixology.host.trajectory import Trajectory
 from mixology.host.trajectory_file import find_fault, load_trajectory, save_trajectory
 from safetensors import safe_open
 from safetensors.torch import save_file

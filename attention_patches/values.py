@@ -1,4 +1,4 @@
-"""Token attention scale: the attention that image positions pay to chosen tokens, times s after the softmax.
+"""Text values times a factor for each token: what token attention scale does inside a network.
 
 Source: MagicMix (arXiv 2210.16056), content strength and concept removal. With A = softmax(Q K^T / sqrt d),
 (A diag(f)) V = A (diag(f) V): scaling the value rows of the tokens is the paper's re-weighting, exactly, without
