@@ -28,7 +28,8 @@ CONTRACT = {"MixologyLayoutNoise", "MixologyLayoutFromPrompt", "MixologyLayoutMi
             "MixologySaveTrajectory", "MixologyLoadTrajectory", "MixologyExpert", "MixologySaliencyGuider",
             "MixologySaliencyMaps", "MixologyMixerImage", "MixologyMixerText", "MixologyMixerConditioning",
             "MixologyDemoCheckpoint", "MixologyDemoPicture"}
-TECHNIQUES = ("layout", "token_scale", "spatial", "attention_merge", "cycle", "inversion", "injection", "fusion", "mixer")
+TECHNIQUES = ("layout", "token_scale", "spatial", "attention_merge", "cycle", "inversion", "injection", "fusion",
+              "mixer")
 MOST_BRANCHES = 20
 HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
 LANGUAGES = ("en", "zh")
