@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,33 @@ def host_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     for name in ("output", "input", "temp", "user"):
         getattr(folder_paths, f"set_{name}_directory")(str(tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inference() -> Iterator[None]:
+    """The host's executor runs every node in this mode."""
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> Callable[[str], tuple[Any, Any, Any]]:
+    """MODEL, CLIP and VAE of a demo checkpoint by its name, each loaded once."""
+    from mixology.host.demo import load_checkpoint
+
+    return functools.cache(load_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def usual_kernel() -> Iterator[None]:
+    """Attention as most people's machines compute it; the host's choice for a CPU takes a third longer."""
+    from comfy.ldm.modules import attention
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "optimized_attention", attention.attention_pytorch)
+        yield
 
 
 @pytest.fixture(scope="module")

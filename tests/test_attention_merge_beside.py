@@ -1,7 +1,7 @@
 """Cross-attention merge beside token scale, other packs' patches, other guiders and samplers; and what it refuses."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import comfy.patcher_extension
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.seam
 FIRST, SECOND, THIRD, NEGATIVE = (tiny.conditioning(seed) for seed in (1, 3, 4, 2))
 LONG = tiny.conditioning(5, tokens=154)
 MASKS = soft_masks(2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Cross-attention merge on the demo checkpoint beside LoRA, LoRA hooks, ControlNet, regions and token scale."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import nodes as core
@@ -19,13 +18,6 @@ pytestmark = pytest.mark.seam
 
 OTHER = "a dotted green heart on a white background"
 MASKS = draw_gradient_masks(112, 128, "logistic", 2, 30, 20, 1)  # the size of the picture, slanted
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Cross-attention merge in the real host, against the merge written out on the UNet's modules."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import nodes as core
@@ -21,13 +20,6 @@ pytestmark = pytest.mark.seam
 FIRST, SECOND, NEGATIVE = tiny.conditioning(1), tiny.conditioning(3), tiny.conditioning(2)
 THIRD, FOURTH = tiny.conditioning(4, tokens=154), tiny.conditioning(6, tokens=231)
 MASKS = soft_masks(2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

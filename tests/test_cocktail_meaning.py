@@ -5,7 +5,7 @@ Figures in the docstrings were measured on a CPU in float32.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,12 +48,6 @@ class Reading:
     overlap: float
     style: float
     shape: float
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

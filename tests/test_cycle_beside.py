@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
@@ -19,13 +18,6 @@ from mixology.host.spatial import EpsilonMergeGuider
 from test_cycle_host import guiders
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 # ------------------------------------------------------------------------------------------ nodes that remember

@@ -1,7 +1,6 @@
 """The Cycle Sampler on the demo checkpoint, beside LoRA, hooks, ControlNet, long prompts and regions in the target."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import nodes as core
@@ -24,13 +23,6 @@ from mixology.host.cycle import CycleSampler
 pytestmark = pytest.mark.seam
 
 SOURCE, TARGET = "a red circle on a blue background", "a striped red star on a blue background"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

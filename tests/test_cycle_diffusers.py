@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,13 +14,6 @@ pytestmark = pytest.mark.seam
 STEPS, SKIP, CFG = 50, 10, 3.0
 TOLERANCE = 5e-5
 FIRST_SIGMA = 0.0291672  # of t = 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

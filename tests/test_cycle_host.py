@@ -1,7 +1,6 @@
 """The Cycle Sampler in a real host: every guider and model kind, what a step costs, masks, errors, what it leaves."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +20,6 @@ from mixology.host.run import noise_levels
 from mixology.samplers.cycle import ancestral_step
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.cldm.cldm
@@ -34,13 +33,6 @@ UNET_LORA = "lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 TEXT_LORA = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
 State = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

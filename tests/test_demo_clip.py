@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.clip_vision
@@ -21,13 +20,6 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 HELD_OUT = 50_000_000  # seeds from here on: no picture of the training set
 COLOURS = tuple(world.COLOURS)
 CHOICES = {"shape": world.SHAPES, "colour": COLOURS, "texture": world.TEXTURES, "background": COLOURS}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,6 @@ SHIPPED = ["shapes", "sketch", "scenes", "hearts", "mixer"]
 State = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
-
-
 @pytest.fixture(scope="module")
 def checkpoint() -> tuple[Any, Any, Any]:
     return demo.load_checkpoint("shapes")

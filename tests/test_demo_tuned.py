@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,6 @@ COUNT = 96
 LORA = demo.DEMO / "loras" / "mixology-demo-neon.safetensors"
 TAUGHT = ("sketch", "scenes", "hearts")
 WHOLE = tuple(shape for shape in world.SHAPES if shape != "ring")  # drawn in lines, a ring shows no hole
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def scenes_of(count: int, shapes: tuple[str, ...] = world.SHAPES) -> list[world.Scene]:

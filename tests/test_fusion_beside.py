@@ -5,7 +5,6 @@ import copy
 import gc
 import math
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.context_windows
@@ -30,13 +29,6 @@ pytestmark = pytest.mark.seam
 
 CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on a white background")
 MOMENTUM = "momentum_state"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

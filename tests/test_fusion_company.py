@@ -1,7 +1,7 @@
 """The Saliency Fusion Guider beside what people wire to its experts: LoRA, hooks, ControlNet, CFG nodes, our own."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import comfy.hooks
@@ -37,13 +37,6 @@ from mixology.host.token_scale import scale_tokens
 pytestmark = pytest.mark.seam
 
 CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on a white background")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The Saliency Fusion Guider in a real host: its equation, identities, evaluations, windows, maps, errors."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.samplers
@@ -33,13 +32,6 @@ from mixology.nodes.fusion import SaliencyMaps
 pytestmark = pytest.mark.seam
 
 THIRD = tiny.conditioning(4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.samplers
@@ -19,13 +18,6 @@ from mixology.host.fusion import show_maps
 from mixology.nodes.fusion import SaliencyMaps
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ Figures in the docstrings were measured on a CPU in float32.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.sample
@@ -30,12 +30,6 @@ ASKED = (("red", "heart", "blue"), ("yellow", "star", "purple"), ("green", "hear
 TAUGHT = (("checkered", "purple", "heart", "yellow"), ("striped", "red", "star", "white"),
           ("dotted", "blue", "moon", "orange"), ("striped", "green", "cross", "white"))  # texture first
 Models = tuple[Any, Any, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

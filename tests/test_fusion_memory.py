@@ -1,7 +1,6 @@
 """Loading and failure of fused experts: once per run, evicted and brought back, interrupted, out of memory."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
@@ -16,13 +15,6 @@ from mixology.host.fusion import SaliencyGuider, show_maps
 pytestmark = pytest.mark.seam
 
 LATENT = tiny.latent(1, 12, 10)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 def nudge(model: Any, seed: int) -> Any:

@@ -30,12 +30,6 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
-
-
 @pytest.fixture(scope="module")
 def models() -> list[Any]:
     model = demo.load_model(demo.shipped_file("shapes"))

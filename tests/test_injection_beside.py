@@ -1,7 +1,6 @@
 """Feature Injection beside every guider, our other techniques, and other nodes' patches, against hooks on modules."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.samplers
@@ -31,13 +30,6 @@ SOURCE, POSITIVE, NEGATIVE, OTHER = (tiny.conditioning(seed) for seed in (3, 1, 
 MASKS = draw_gradient_masks(6, 8, "linear", 2, 0, 20, 1)
 TOLERANCE = 2e-5  # of one batch against two calls, in the latents' deviation
 EFFECT = 100 * TOLERANCE
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

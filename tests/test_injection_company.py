@@ -1,7 +1,6 @@
 """Feature Injection on the demo checkpoint beside LoRA, LoRA hooks, ControlNet, long prompts and regions."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import nodes as core
@@ -16,13 +15,6 @@ from mixology.host.injection import inject_features
 pytestmark = pytest.mark.seam
 
 SOURCE, TARGET = "a red circle on a blue background", "a striped red star on a blue background"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,8 @@ EFFECT = 100 * TOLERANCE
 
 
 @pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
+def forget_compiled() -> Iterator[None]:
+    yield
     torch.compiler.reset()
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
@@ -30,13 +29,6 @@ SOURCE, POSITIVE, NEGATIVE = tiny.conditioning(3), tiny.conditioning(1), tiny.co
 # Source and target in one batch or in two calls: convolutions and matrix products round differently.
 TOLERANCE = 2e-5
 EFFECT = 100 * TOLERANCE
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

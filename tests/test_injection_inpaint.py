@@ -1,7 +1,6 @@
 """Feature Injection on UNets that paint beside a picture: the source is read with the same one, as the targets are."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,13 +25,6 @@ SDXL = {**UNET, "transformer_depth": [0, 2], "transformer_depth_middle": 2, "tra
         "num_classes": "sequential", "adm_in_channels": POOLED + SDXL_SIZES}
 BLOCKS = {"sd1": [("output", 1), ("output", 2), ("output", 3)], "sdxl": [("output", 0), ("output", 1)],
           "ip2p": [("output", 1), ("output", 2), ("output", 3)], "x4": [("output", 0), ("output", 1)]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

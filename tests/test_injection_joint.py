@@ -1,7 +1,6 @@
 """Feature Injection on diffusion transformers, against queries and keys exchanged by hand between two calls."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,13 +22,6 @@ TOKENS, SOURCE_TOKENS = 11, 7
 SIZE = (9, 7)
 TOLERANCE = 2e-5
 EFFECT = 100 * TOLERANCE
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Feature Injection beside nodes that hand the model parts of the picture or of the batch: right, or a sentence."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import comfy.context_windows
@@ -20,13 +20,6 @@ pytestmark = pytest.mark.seam
 SOURCE, POSITIVE, NEGATIVE = (tiny.conditioning(seed) for seed in (3, 1, 2))
 TOLERANCE = 2e-5
 EFFECT = 100 * TOLERANCE
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Feature Injection beside reference pictures, in frames, and in Flux2's format, against an exchange by hand."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +26,6 @@ class TinyFlux2Config(supported_models.Flux2):
 
 class TinyQwenConfig(supported_models.QwenImage):
     unet_config: dict[str, Any] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

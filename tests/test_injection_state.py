@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,13 +23,6 @@ SOURCE, POSITIVE, NEGATIVE = (tiny.conditioning(seed) for seed in (3, 1, 2))
 BLOCKS = [("output", 1), ("output", 2), ("output", 3)]
 TOLERANCE = 2e-5
 EFFECT = 100 * TOLERANCE
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

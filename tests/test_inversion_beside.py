@@ -1,7 +1,6 @@
 """DDIM Inversion beside nodes that remember, cache or split, on inpaint and edit models, and with partial prompts."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,13 +13,6 @@ from mixology.samplers.inversion import RULES
 from test_cycle_beside import EARLY, HALF, LATE, limit, window_frames
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.parametrize("memory", MEMORIES, ids=lambda node: node.__name__)

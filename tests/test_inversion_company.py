@@ -1,7 +1,6 @@
 """DDIM Inversion on the demo checkpoint, beside LoRA, hooks, ControlNet, long prompts and regions."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.hooks
@@ -17,13 +16,6 @@ from mixology.host.inversion import blend_prompts
 from mixology.host.trajectory import start_trajectory
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

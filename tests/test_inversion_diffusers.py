@@ -1,7 +1,6 @@
 """DDIM Inversion beside diffusers' DDIMInverseScheduler on the same weights."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import families
@@ -14,13 +13,6 @@ from mixology.samplers.inversion import RULES
 pytestmark = pytest.mark.seam
 
 STEPS = 25
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,6 @@ from trajectory_rig import refuse, saved, spoil, use_folders
 pytestmark = pytest.mark.seam
 
 
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """Input and output folders of each test's own."""

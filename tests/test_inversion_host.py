@@ -1,7 +1,6 @@
 """DDIM Inversion in a real host: every model kind, what a step costs, masks, progress, errors, what it leaves."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
@@ -16,13 +15,6 @@ from mixology.host.trajectory import end_latent
 from mixology.samplers.inversion import RULES
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

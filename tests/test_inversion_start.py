@@ -1,7 +1,6 @@
 """Trajectories as the other nodes use them: states at a sigma, the models they fit, and sampling from their end."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +15,6 @@ from mixology.host.trajectory import Trajectory, start_trajectory
 from mixology.samplers.levels import Level
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import comfy.patcher_extension
@@ -17,13 +17,6 @@ from mixology.samplers.layout import mix_states
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 def around(sampler: Any, latent: dict[str, Any], nu: float = 0.5, **options: Any) -> LayoutMixSampler:

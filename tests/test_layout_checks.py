@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.samplers
@@ -17,13 +16,6 @@ from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
 
 pytestmark = pytest.mark.seam
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 def mix(model: Any, layout: Any, steps: int = 8, scheduler: str = "normal", name: str = "euler", nu: float = 0.5,

@@ -1,7 +1,6 @@
 """MagicMix beside what people wire to it: LoRA, LoRA hooks, ControlNet, long prompts, regions, two positives."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.samplers
@@ -15,13 +14,6 @@ from mixology.host.layout import make_layout, mix_latent, sigma_window
 from mixology.host.run import full_sigmas
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """MagicMix in a real host: layouts, masks, guiders, video, errors and what it leaves behind."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
@@ -18,13 +17,6 @@ from mixology.host.layout_states import NoisedLayout
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.parametrize(("name", "nu"), [

@@ -1,7 +1,6 @@
 """MagicMix with every sampler and scheduler of a real host, on tiny models of its real classes."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
@@ -17,13 +16,6 @@ pytestmark = pytest.mark.seam
 
 GRIDLESS = ("uni_pc", "uni_pc_bh2", "dpm_fast", "dpm_adaptive")
 SINGLE_STEP = ("ddim", "euler", "heun", "dpm_2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

@@ -34,9 +34,8 @@ def inductor(*case: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
+def forget_compiled() -> Iterator[None]:
+    yield
     torch._dynamo.reset()
 
 

@@ -4,7 +4,6 @@ For both nodes that mark: what comes out is the effect written out by the tests,
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.hooks
@@ -19,12 +18,6 @@ from mixology.host.marks import is_marked
 from torch import Tensor
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """A mix on the demo mixer beside LoRA, hooks, ControlNet, regions, split batches, and this pack's other patches."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.samplers
@@ -27,13 +26,6 @@ pytestmark = pytest.mark.seam
 OTHER = "a dotted green heart on a white background"
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 WIDE = (15, 19)  # a latent of odd sides
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

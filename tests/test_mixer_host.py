@@ -1,7 +1,6 @@
 """Image Mixer in a real host: embeddings of pictures and texts, what a model makes of tokens, and every error."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 WIDTH = 16
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
 TOLERANCE = 2e-4  # of states of about 50, by the order of float32 sums
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 import io as streams
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ pytestmark = pytest.mark.seam
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 PICTURE = torch.rand(1, 40, 56, 3, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

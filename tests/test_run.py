@@ -1,7 +1,7 @@
 """What the nodes that sample share with the host's own KSampler: the global generators, in the same state."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import nodes as core
@@ -14,13 +14,6 @@ from mixology.host.layout import make_layout, mix_latent, record_layout
 from rig import NEGATIVE, POSITIVE, SEED
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 def with_merged_tokens(model: Any) -> Any:

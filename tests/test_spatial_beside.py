@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.context_windows
@@ -29,13 +28,6 @@ from mixology.samplers.spatial import draw_gradient_masks
 from spatial_rig import NEGATIVE, STYLES, gradient, masked_combine, merged_plain_steps, merger, one_step, run
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The Epsilon Merge Guider beside what people wire to it: CFG nodes, areas, time ranges, LoRA, hooks, ControlNet."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.hooks
@@ -28,13 +27,6 @@ from spatial_rig import NEGATIVE, STYLES, gradient, masked_combine, merged_plain
 pytestmark = pytest.mark.seam
 
 CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on a white background")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

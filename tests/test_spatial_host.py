@@ -1,7 +1,6 @@
 """The Epsilon Merge Guider in a real host: its equation, the core's masked conditioning, identity, errors."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
@@ -19,13 +18,6 @@ from mixology.samplers.spatial import draw_gradient_masks
 from spatial_rig import NEGATIVE, SEED, STYLES, gradient, masked_combine, merged_plain_steps, merger, one_step, run
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> None:

@@ -1,7 +1,7 @@
 """Every technique beside every stranger: its own effect to float precision, or one sentence that says why not."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -130,12 +130,6 @@ TECHNIQUES = {
 }
 PLAIN = Technique(guided)
 QUICK = [name for name in STRANGERS if name != "compiles"]  # see test_strangers_compiled.py
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def run(technique: Technique, stranger: Stranger, before: bool, calls: list[str]) -> Tensor:

@@ -1,20 +1,11 @@
 """Guiders and samplers on a compiled network; what patches attention has such tests of its own."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from strangers import STRANGERS
 from test_strangers import PLAIN, TECHNIQUES, alone, distance, run, without
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def test_compiling_alone_changes_nothing() -> None:

@@ -1,7 +1,6 @@
 """Token attention scale on the demo checkpoint beside LoRA, LoRA hooks, ControlNet, regions and layout mixing."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.sample
@@ -19,13 +18,6 @@ from mixology.host.token_scale import scale_tokens
 from torch import Tensor
 
 pytestmark = pytest.mark.seam
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

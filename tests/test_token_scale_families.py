@@ -1,7 +1,7 @@
 """Token attention scale on every family, against attention written out: softmax in float64, its columns scaled."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.samplers
@@ -26,13 +26,6 @@ JOINT = [name for name, family in FAMILIES.items() if family.joint]
 TOLERANCE = 1e-4
 EFFECT = 100 * TOLERANCE  # what a scale must at least change, in the same measure
 Table = dict[int, Tensor]  # factors [1 or batch, tokens] by the index of a conditioning in the guider's list
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

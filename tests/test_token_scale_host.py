@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.sample
@@ -22,12 +21,6 @@ pytestmark = pytest.mark.seam
 TEXT, NEGATIVE = tiny.conditioning(1), tiny.conditioning(2)
 OTHER = tiny.conditioning(3, tokens=154)
 WORDS = [3, 5, 6]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def factors(*values: float, tokens: int = 77) -> Tensor:

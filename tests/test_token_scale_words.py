@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import nodes as core
@@ -22,13 +21,6 @@ pytestmark = pytest.mark.seam
 PROMPT = "a photo of a red platypus in the snow"
 OTHER = PROMPT.replace("platypus", "quokka")  # as many tokens for every tokenizer, all different
 FILLER = "one two three four five six seven eight nine ten"  # a token each for CLIP
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module", params=ENCODERS)

@@ -26,13 +26,6 @@ pytestmark = pytest.mark.seam
 TWO = tiny.latent(2, 5, 8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Iterator[None]:
-    """The host's executor runs every node in this mode."""
-    with torch.inference_mode():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """Input and output folders of each test's own."""
