@@ -5,7 +5,7 @@ Figures in the docstrings were measured on a CPU in float32.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mixology.demo import judge, style_judge, world
-from mixology.host import demo
 from mixology.host.injection import sample_cocktail
 from mixology.host.inversion import blend_prompts, invert_latent
 from mixology.host.trajectory import Trajectory
 from torch import Tensor
 
-pytestmark = pytest.mark.meaning
+pytestmark = [pytest.mark.meaning, pytest.mark.usefixtures("usual_kernel")]
 
 COUNT = 64
 STYLE_STEPS, SHAPE_STEPS = 12, 8
@@ -51,13 +50,13 @@ class Reading:
 
 
 @pytest.fixture(scope="module")
-def base() -> Models:
-    return demo.load_checkpoint("shapes")
+def base(checkpoints: Callable[[str], Models]) -> Models:
+    return checkpoints("shapes")
 
 
 @pytest.fixture(scope="module")
-def sketch() -> Models:
-    return demo.load_checkpoint("sketch")
+def sketch(checkpoints: Callable[[str], Models]) -> Models:
+    return checkpoints("sketch")
 
 
 @pytest.fixture(scope="module")

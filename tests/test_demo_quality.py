@@ -2,18 +2,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import nodes as core
 import pytest
 import torch
 from mixology.demo import judge, world
-from mixology.host import demo
 
-pytestmark = pytest.mark.meaning
+pytestmark = [pytest.mark.meaning, pytest.mark.usefixtures("usual_kernel")]
 
-PROMPTS = 256
+PROMPTS = 96
 BATCH = 32
 BAR = 0.90
 
@@ -40,17 +39,16 @@ def draw(model: Any, clip: Any, vae: Any, scenes: list[world.Scene], seed: int) 
 
 
 @pytest.fixture(scope="module")
-def figures() -> Iterator[dict[str, float]]:
-    with torch.inference_mode():
-        model, clip, vae = demo.load_checkpoint("shapes")
-        scenes = random_scenes(PROMPTS)
-        hits: dict[str, list[torch.Tensor]] = {name: [] for name in ("shape", "colour", "texture", "background")}
-        for start in range(0, PROMPTS, BATCH):
-            part = scenes[start:start + BATCH]
-            verdict = judge.judge_pictures(draw(model, clip, vae, part, start))
-            for name, found in hits.items():
-                found.append(verdict.recognised(name, [getattr(scene, name) for scene in part]))
-        yield {name: float(torch.cat(found).float().mean()) for name, found in hits.items()}
+def figures(checkpoints: Callable[[str], tuple[Any, Any, Any]]) -> dict[str, float]:
+    model, clip, vae = checkpoints("shapes")
+    scenes = random_scenes(PROMPTS)
+    hits: dict[str, list[torch.Tensor]] = {name: [] for name in ("shape", "colour", "texture", "background")}
+    for start in range(0, PROMPTS, BATCH):
+        part = scenes[start:start + BATCH]
+        verdict = judge.judge_pictures(draw(model, clip, vae, part, start))
+        for name, found in hits.items():
+            found.append(verdict.recognised(name, [getattr(scene, name) for scene in part]))
+    return {name: float(torch.cat(found).float().mean()) for name, found in hits.items()}
 
 
 @pytest.mark.parametrize("name", ["shape", "colour", "texture", "background"])

@@ -131,6 +131,7 @@ def paint(model: Any, clip: Any, vae: Any, scenes: list[world.Scene], seed: int)
 
 
 @pytest.mark.meaning
+@pytest.mark.usefixtures("usual_kernel")
 @pytest.mark.parametrize(("style", "share"), [("sketch", 0.85), ("neon", 0.35)])
 def test_a_style_is_painted(style: str, share: float) -> None:
     """The LoRA, a tenth of the difference's size, brings its style to half of the pictures."""
@@ -144,6 +145,7 @@ def test_a_style_is_painted(style: str, share: float) -> None:
 
 
 @pytest.mark.meaning
+@pytest.mark.usefixtures("usual_kernel")
 def test_the_experts_know_what_the_other_does_not() -> None:
     scenes = scenes_of(64, ("heart", "star"))
     shapes, backgrounds = ([str(getattr(scene, part)) for scene in scenes] for part in ("shape", "background"))

@@ -5,7 +5,7 @@ Figures in the docstrings were measured on a CPU in float32.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.sample
@@ -16,15 +16,15 @@ import tiny
 import torch
 import torch.nn.functional as F
 from mixology.demo import judge
-from mixology.host import demo
 from mixology.host.experts import add_expert
 from mixology.host.fusion import SaliencyGuider
 from torch import Tensor
 
-pytestmark = pytest.mark.meaning
+pytestmark = [pytest.mark.meaning, pytest.mark.usefixtures("usual_kernel")]
 
 STEPS, CFG = 8, 4.0
 SEEDS = 16  # a prompt: 64 pictures behind every figure
+FEWER = 8  # where the margin is wide
 ASKED = (("red", "heart", "blue"), ("yellow", "star", "purple"), ("green", "heart", "white"),
          ("white", "star", "red"))  # colour, shape, background
 TAUGHT = (("checkered", "purple", "heart", "yellow"), ("striped", "red", "star", "white"),
@@ -33,8 +33,8 @@ Models = tuple[Any, Any, Any]
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, Models]:
-    return {name: demo.load_checkpoint(name) for name in ("shapes", "scenes", "hearts")}
+def models(checkpoints: Callable[[str], Models]) -> dict[str, Models]:
+    return {name: checkpoints(name) for name in ("shapes", "scenes", "hearts")}
 
 
 def encode(model: Models, text: str) -> Any:
@@ -69,8 +69,8 @@ class RandomMaskGuider(SaliencyGuider):
         return torch.stack([~won, won]).float()
 
 
-def paint(models: dict[str, Models], guider: Any, number: int) -> Tensor:
-    seeds = range(100 * number, 100 * number + SEEDS)
+def paint(models: dict[str, Models], guider: Any, number: int, count: int = SEEDS) -> Tensor:
+    seeds = range(100 * number, 100 * number + count)
     noise = torch.cat([comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), seed) for seed in seeds])
     latent = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("ddim"),
                            tiny.sigmas_of(models["scenes"][0], steps=STEPS), disable_pbar=True, seed=0)
@@ -133,14 +133,14 @@ def scened(models: dict[str, Models]) -> dict[str, float]:
     for number, (texture, colour, shape, background) in enumerate(TAUGHT):
         thing, scene = f"a {texture} {colour} {shape}", f"a {shape} on a {background} background"
         guiders = {"fused": fuse([(model, thing, 1.0), (model, scene, 1.0)]), "thing": plain(model, thing),
-                   "scene": plain(model, scene), "averaged": fuse([(model, thing, 1.0), (model, scene, 1.0)], 1e6)}
+                   "scene": plain(model, scene)}
         for name, guider in guiders.items():
-            share = rate(paint(models, guider, 10 + number), texture=texture, colour=colour, shape=shape,
+            share = rate(paint(models, guider, 10 + number, FEWER), texture=texture, colour=colour, shape=shape,
                          background=background)
             found[name] = found.get(name, 0.0) + share / len(TAUGHT)
     return found
 
 
 def test_one_model_puts_a_thing_into_a_scene(scened: dict[str, float]) -> None:
-    """Fused .98, either prompt alone .02 or less. Averaging the two predictions does as well here (1.00)."""
+    """Fused .98, either prompt alone .02 or less. Averaging the two predictions does as well here."""
     assert scened["fused"] >= max(scened["thing"], scened["scene"]) + 0.3, scened

@@ -1,7 +1,7 @@
 """What MagicMix does to pictures, measured on the demo checkpoint by the judge, over many seeds."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,9 @@ import nodes as core
 import pytest
 import torch
 from mixology.demo import judge, world
-from mixology.host import demo
 from mixology.host.layout import make_layout, mix_latent
 
-pytestmark = pytest.mark.meaning
+pytestmark = [pytest.mark.meaning, pytest.mark.usefixtures("usual_kernel")]
 
 PAIRS = (  # layout, content: other shape, colour and texture on the same background
     ("a plain red circle on a white background", "a dotted blue heart on a white background"),
@@ -21,9 +20,10 @@ PAIRS = (  # layout, content: other shape, colour and texture on the same backgr
     ("a plain black triangle on a yellow background", "a striped red cross on a yellow background"),
 )
 SEEDS = 16  # per pair: 64 pictures behind every figure
-NUS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
-STRENGTHS = (0.3, 0.4, 0.5, 0.6)  # plain image to image from k
-STEPS, CFG = 25, 4.0
+NUS = (0.0, 0.5, 0.7, 0.9, 1.0)
+K_MAX = 0.6  # nu 1 is plain image to image from there
+STRENGTHS = (0.3, 0.4, 0.5)  # image to image from k
+STEPS, CFG = 16, 4.0
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,21 @@ def measure_point(model: Any, vae: Any, cases: list[tuple[Any, Any, Any, torch.T
 
 
 @pytest.fixture(scope="module")
-def curves() -> Iterator[Curves]:
-    with torch.inference_mode():
-        model, clip, vae = demo.load_checkpoint("shapes")
+def curves(checkpoints: Callable[[str], tuple[Any, Any, Any]]) -> Curves:
+    model, clip, vae = checkpoints("shapes")
 
-        def encode(text: str) -> Any:
-            return core.CLIPTextEncode().encode(clip, text)[0]
+    def encode(text: str) -> Any:
+        return core.CLIPTextEncode().encode(clip, text)[0]
 
-        cases = []
-        for number, (layout, content) in enumerate(PAIRS):
-            drawn = [world.draw_scene(world.parse_caption(layout), 20_000_000 + 100 * number + i) for i in range(SEEDS)]
-            pictures, masks = (torch.stack(column) for column in zip(*drawn))
-            noised = make_layout({"samples": vae.encode(pictures)}, number, "shared")
-            cases.append((noised, encode(content), encode(""), masks, content))
-        yield Curves(
-            {nu: measure_point(model, vae, cases, nu, 0.6, 0.3) for nu in NUS},
-            {k: measure_point(model, vae, cases, 1.0, k, k) for k in STRENGTHS})
+    cases = []
+    for number, (layout, content) in enumerate(PAIRS):
+        drawn = [world.draw_scene(world.parse_caption(layout), 20_000_000 + 100 * number + i) for i in range(SEEDS)]
+        pictures, masks = (torch.stack(column) for column in zip(*drawn))
+        noised = make_layout({"samples": vae.encode(pictures)}, number, "shared")
+        cases.append((noised, encode(content), encode(""), masks, content))
+    mixed = {nu: measure_point(model, vae, cases, nu, K_MAX, 0.3) for nu in NUS}
+    plain = {k: measure_point(model, vae, cases, 1.0, k, k) for k in STRENGTHS}
+    return Curves(mixed, {**plain, K_MAX: mixed[1.0]})
 
 
 def test_layout_falls_and_content_rises_with_nu(curves: Curves) -> None:

@@ -4,7 +4,7 @@ Figures in the docstrings were measured on a CPU in float32.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.sample
@@ -14,7 +14,6 @@ import pytest
 import tiny
 import torch
 from mixology.demo import judge, world
-from mixology.host import demo
 from mixology.host.attention_merge import merge_conditionings
 from mixology.host.cycle import CycleSampler
 from mixology.host.spatial import EpsilonMergeGuider
@@ -22,10 +21,11 @@ from mixology.metrics import image as metrics
 from mixology.samplers.spatial import draw_gradient_masks
 from torch import Tensor
 
-pytestmark = pytest.mark.meaning
+pytestmark = [pytest.mark.meaning, pytest.mark.usefixtures("usual_kernel")]
 
 SIDE, STEPS, CFG = 128, 10, 4.0
 SEEDS = 16  # a thing: 64 pictures behind every figure
+FEWER = 8  # where the margin is wide
 THINGS = ("blue square on a white background", "red circle on a white background",
           "green square on a yellow background", "purple circle on a yellow background")
 LEFT, RIGHT = "striped", "dotted"
@@ -38,18 +38,17 @@ Paintings = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Models]:
-    with torch.inference_mode():
-        yield demo.load_checkpoint("shapes")
+def models(checkpoints: Callable[[str], Models]) -> Models:
+    return checkpoints("shapes")
 
 
 def encode(models: Models, text: str) -> Any:
     return core.CLIPTextEncode().encode(models[1], text)[0]
 
 
-def noise_for(number: int) -> Tensor:
+def noise_for(number: int, count: int = SEEDS) -> Tensor:
     """The same start for every setting that is compared."""
-    seeds = range(100 * number, 100 * number + SEEDS)
+    seeds = range(100 * number, 100 * number + count)
     return torch.cat([comfy.sample.prepare_noise(torch.zeros(1, 4, SIDE // 8, SIDE // 8), seed) for seed in seeds])
 
 
@@ -82,7 +81,7 @@ def draw_masks(profile: str = "logistic", rows: int = 1, sharpness: float = 20.0
 
 @pytest.fixture(scope="module")
 def paintings(models: Models) -> Paintings:
-    """64 pictures for each way to ask for stripes on the left and dots on the right."""
+    """32 pictures for each way to ask for stripes on the left and dots on the right."""
     found: dict[str, list[Tensor]] = {}
     for number, thing in enumerate(THINGS):
         texts = f"a {LEFT} {thing}", f"a {RIGHT} {thing}"
@@ -91,7 +90,7 @@ def paintings(models: Models) -> Paintings:
             "attention": attention(models, draw_masks(), *texts), "left": plain(models, texts[0]),
             "right": plain(models, texts[1]), "one prompt": plain(models, f"a {LEFT} and {RIGHT} {thing}")}
         for name, guider in guiders.items():
-            found.setdefault(name, []).append(paint(models, guider, noise_for(number)))
+            found.setdefault(name, []).append(paint(models, guider, noise_for(number, FEWER)))
     pictures = {name: torch.cat(parts) for name, parts in found.items()}
     left, right = draw_masks()[..., None]
     pictures["faded"] = left * pictures["left"] + right * pictures["right"]  # the page's pixel baseline
@@ -119,7 +118,7 @@ def follow_left_style(pictures: Tensor) -> Tensor:
 
 def measure_haze(pictures: Tensor) -> float:
     """Mean distance of the middle's pixels from the pure colours of their picture: background, colour and ink."""
-    middle = pictures[:, :, 50:78].unflatten(0, (len(THINGS), SEEDS)).flatten(1, 3)
+    middle = pictures[:, :, 50:78].unflatten(0, (len(THINGS), FEWER)).flatten(1, 3)
     distances = []
     for pixels, thing in zip(middle, THINGS):
         scene = world.parse_caption(f"a plain {thing}")
@@ -180,25 +179,25 @@ def test_four_corners_in_four_colours(models: Models) -> None:
     assert min(seen) >= 0.9, seen
 
 
-def draw_things() -> Iterator[tuple[int, str, Tensor, Tensor]]:
-    """Number, thing, and 16 plain drawings of it with their silhouettes."""
+def draw_things(count: int) -> Iterator[tuple[int, str, Tensor, Tensor]]:
+    """Number, thing, and plain drawings of it with their silhouettes."""
     for number, thing in enumerate(THINGS):
         scene = world.parse_caption(f"a plain {thing}")
-        drawn = [world.draw_scene(scene, 40_000_000 + 100 * number + i) for i in range(SEEDS)]
+        drawn = [world.draw_scene(scene, 40_000_000 + 100 * number + i) for i in range(count)]
         pictures, masks = (torch.stack(column) for column in zip(*drawn))
         yield number, thing, pictures, masks
 
 
 def restyle(models: Models, thing: str, guider: Any, pictures: Tensor, number: int) -> Tensor:
     cycle = CycleSampler(encode(models, f"a plain {thing}"), 1.0, 0.1, SKIP)
-    return paint(models, guider, noise_for(number), cycle, models[2].encode(pictures))
+    return paint(models, guider, noise_for(number, len(pictures)), cycle, models[2].encode(pictures))
 
 
 def test_cycle_keeps_more_of_the_silhouette_than_image_to_image_of_equal_style(models: Models) -> None:
     """Plain to striped with the same noise, sigmas and CFG: overlap 0.94 against 0.88, stripes 1.00 in both."""
     style: dict[str, list[Tensor]] = {"cycle": [], "image to image": []}
     kept: dict[str, list[Tensor]] = {"cycle": [], "image to image": []}
-    for number, thing, pictures, masks in draw_things():
+    for number, thing, pictures, masks in draw_things(SEEDS):
         guider = plain(models, f"a {LEFT} {thing}")
         results = {"cycle": restyle(models, thing, guider, pictures, number),
                    "image to image": paint(models, guider, noise_for(number), None, models[2].encode(pictures), SKIP)}
@@ -218,7 +217,7 @@ def test_two_styles_over_one_picture(models: Models) -> None:
     """
     found: dict[str, list[Tensor]] = {"epsilon": [], "attention": []}
     kept: list[Tensor] = []
-    for number, thing, pictures, masks in draw_things():
+    for number, thing, pictures, masks in draw_things(FEWER):
         texts = f"a {LEFT} {thing}", f"a {RIGHT} {thing}"
         for name, guider in (("epsilon", epsilon(models, draw_masks(), *texts)),
                              ("attention", attention(models, draw_masks(), *texts))):

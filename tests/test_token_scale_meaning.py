@@ -1,7 +1,7 @@
 """What token attention scale does to pictures, measured on the demo checkpoint by the judge, over many seeds."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import comfy.sample
@@ -11,12 +11,11 @@ import pytest
 import tiny
 import torch
 from mixology.demo import judge, world
-from mixology.host import demo
 from mixology.host.layout import make_layout, mix_latent
 from mixology.host.token_scale import scale_tokens
 from torch import Tensor
 
-pytestmark = pytest.mark.meaning
+pytestmark = [pytest.mark.meaning, pytest.mark.usefixtures("usual_kernel")]
 
 PARTS = ("shape", "colour", "texture")
 CAPTIONS = (
@@ -26,15 +25,15 @@ CAPTIONS = (
     "a striped purple heart on a white background",
 )
 SEEDS = 16  # per caption: 64 pictures behind every figure
+FEWER = 8  # where the margin is wide
 SCALES = (-1.0, 0.0, 0.25, 0.5, 1.0)
 REMOVED = -0.5
 Models = tuple[Any, Any, Any]
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Models]:
-    with torch.inference_mode():
-        yield demo.load_checkpoint("shapes")
+def models(checkpoints: Callable[[str], Models]) -> Models:
+    return checkpoints("shapes")
 
 
 def noise_for(seeds: range) -> Tensor:
@@ -60,11 +59,11 @@ def test_a_word_s_scale_moves_what_it_names(models: Models, part: str) -> None:
     means = torch.zeros(len(SCALES))
     for number, caption in enumerate(CAPTIONS):
         word = getattr(world.parse_caption(caption), part)
-        noise = noise_for(range(100 * number, 100 * number + SEEDS)).repeat(len(SCALES), 1, 1, 1)
-        values = [s for s in SCALES for _ in range(SEEDS)]
+        noise = noise_for(range(100 * number, 100 * number + FEWER)).repeat(len(SCALES), 1, 1, 1)
+        values = [s for s in SCALES for _ in range(FEWER)]
         model, positive = scale_tokens(models[0], models[1], caption, f"{word} = {values}", 0.0, 1.0)
         verdict = judge.judge_pictures(paint(models, model, positive, noise, 8, 1.0))
-        means += verdict.score(part, word).unflatten(0, (len(SCALES), SEEDS)).mean(dim=1) / len(CAPTIONS)
+        means += verdict.score(part, word).unflatten(0, (len(SCALES), FEWER)).mean(dim=1) / len(CAPTIONS)
     assert means.diff().min() > 0.0, means
     assert means[0] < 0.25 and means[SCALES.index(0.0)] < 0.5 and means[-1] > 0.75, means
 
