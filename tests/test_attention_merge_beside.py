@@ -20,8 +20,6 @@ from mixology.host.spatial import EpsilonMergeGuider
 from mixology.nodes.attention_merge import AttentionMerge
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 FIRST, SECOND, THIRD, NEGATIVE = (tiny.conditioning(seed) for seed in (1, 3, 4, 2))
 LONG = tiny.conditioning(5, tokens=154)
 MASKS = soft_masks(2)

@@ -14,8 +14,6 @@ from mixology.host.token_scale import scale_tokens
 from mixology.samplers.spatial import draw_gradient_masks
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 OTHER = "a dotted green heart on a white background"
 MASKS = draw_gradient_masks(112, 128, "logistic", 2, 30, 20, 1)  # the size of the picture, slanted
 

@@ -15,8 +15,6 @@ from mixology.nodes.fusion import Expert
 from mixology.nodes.layout import LayoutMixKSampler, LayoutMixSampler
 from mixology.nodes.mixer import MixerConditioning, MixerText
 
-pytestmark = pytest.mark.seam
-
 NODES: list[Any] = asyncio.run(MixologyExtension().get_node_list())
 NUMBERS = [(node, socket) for node in NODES for socket in node.define_schema().inputs
            if socket.get_io_type() in ("INT", "FLOAT")]

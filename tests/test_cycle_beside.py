@@ -17,9 +17,6 @@ from memory_rig import MEMORIES, answer_in_float64, draw_from_all, draw_from_own
 from mixology.host.spatial import EpsilonMergeGuider
 from test_cycle_host import guiders
 
-pytestmark = pytest.mark.seam
-
-
 # ------------------------------------------------------------------------------------------ nodes that remember
 
 @pytest.mark.parametrize("memory", [*MEMORIES, remember_in_network], ids=lambda node: node.__name__)

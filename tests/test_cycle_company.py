@@ -20,8 +20,6 @@ from cycle_rig import grid, printed_cycle, run
 from mixology.host import demo
 from mixology.host.cycle import CycleSampler
 
-pytestmark = pytest.mark.seam
-
 SOURCE, TARGET = "a red circle on a blue background", "a striped red star on a blue background"
 
 

@@ -25,8 +25,6 @@ from fusion_rig import NEGATIVE, OTHER, POSITIVE, chain, check_step, fuser, one_
 from mixology.host import demo, own_copies
 from mixology.host.fusion import SaliencyGuider, show_maps
 
-pytestmark = pytest.mark.seam
-
 CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on a white background")
 MOMENTUM = "momentum_state"
 

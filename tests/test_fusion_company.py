@@ -34,8 +34,6 @@ from mixology.host.experts import ExpertGuider
 from mixology.host.layout import LayoutMixSampler, make_layout
 from mixology.host.token_scale import scale_tokens
 
-pytestmark = pytest.mark.seam
-
 CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on a white background")
 
 

@@ -17,8 +17,6 @@ from mixology.host import maps
 from mixology.host.fusion import show_maps
 from mixology.nodes.fusion import SaliencyMaps
 
-pytestmark = pytest.mark.seam
-
 
 @pytest.fixture(scope="module")
 def model() -> Any:

@@ -23,8 +23,6 @@ from mixology.host.spatial import EpsilonMergeGuider
 from mixology.samplers.spatial import draw_gradient_masks
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 BLOCKS = [("output", 1), ("output", 2), ("output", 3)]
 SOURCE, POSITIVE, NEGATIVE, OTHER = (tiny.conditioning(seed) for seed in (3, 1, 2, 4))
 MASKS = draw_gradient_masks(6, 8, "linear", 2, 0, 20, 1)

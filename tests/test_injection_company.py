@@ -12,8 +12,6 @@ from injection_rig import SD1_BLOCKS, guide, inject_explicitly, invert, run
 from mixology.host import demo
 from mixology.host.injection import inject_features
 
-pytestmark = pytest.mark.seam
-
 SOURCE, TARGET = "a red circle on a blue background", "a striped red star on a blue background"
 
 

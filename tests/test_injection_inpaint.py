@@ -14,8 +14,6 @@ from mixology.host.injection import KEY, inject_features
 from mixology.host.trajectory import start_trajectory
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 TOLERANCE = 2e-5
 EFFECT = 100 * TOLERANCE
 SIZE = (10, 6)

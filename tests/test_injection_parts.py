@@ -15,8 +15,6 @@ from mixology.host.injection import inject_features
 from mixology.host.trajectory import start_trajectory
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 SOURCE, POSITIVE, NEGATIVE = (tiny.conditioning(seed) for seed in (3, 1, 2))
 TOLERANCE = 2e-5
 EFFECT = 100 * TOLERANCE

@@ -14,8 +14,6 @@ from injection_rig import OneReading, guide, in_single_chunks, inject_joint_expl
 from mixology.host.injection import inject_features
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 TOLERANCE = 2e-5
 EFFECT = 100  # over the difference; Flux2's 512 text tokens outweigh a tiny picture's
 

@@ -17,8 +17,6 @@ from mixology.host.injection import inject_features
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-pytestmark = pytest.mark.seam
-
 SOURCE, POSITIVE, NEGATIVE = (tiny.conditioning(seed) for seed in (3, 1, 2))
 BLOCKS = [("output", 1), ("output", 2), ("output", 3)]
 TOLERANCE = 2e-5

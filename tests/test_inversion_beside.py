@@ -12,8 +12,6 @@ from mixology.host.trajectory import start_trajectory
 from mixology.samplers.inversion import RULES
 from test_cycle_beside import EARLY, HALF, LATE, limit, window_frames
 
-pytestmark = pytest.mark.seam
-
 
 @pytest.mark.parametrize("memory", MEMORIES, ids=lambda node: node.__name__)
 @pytest.mark.parametrize("rule", RULES)

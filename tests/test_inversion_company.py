@@ -15,8 +15,6 @@ from mixology.host import demo
 from mixology.host.inversion import blend_prompts
 from mixology.host.trajectory import start_trajectory
 
-pytestmark = pytest.mark.seam
-
 
 @pytest.fixture(scope="module")
 def world() -> dict[str, Any]:

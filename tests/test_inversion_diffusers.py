@@ -10,8 +10,6 @@ import torch
 from inversion_rig import PROMPT, invert
 from mixology.samplers.inversion import RULES
 
-pytestmark = pytest.mark.seam
-
 STEPS = 25
 
 

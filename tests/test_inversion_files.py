@@ -19,8 +19,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from trajectory_rig import refuse, saved, spoil, use_folders
 
-pytestmark = pytest.mark.seam
-
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path) -> Iterator[tuple[Path, Path]]:

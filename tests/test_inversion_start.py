@@ -14,8 +14,6 @@ from mixology.host.inversion import blend_prompts
 from mixology.host.trajectory import Trajectory, start_trajectory
 from mixology.samplers.levels import Level
 
-pytestmark = pytest.mark.seam
-
 
 @pytest.fixture(scope="module")
 def found(model: Any) -> Trajectory:

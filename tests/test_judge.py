@@ -15,7 +15,7 @@ from mixology.demo.world import COLOURS, SHAPES, TEXTURES, Scene, draw_scene
 from PIL import Image
 
 FRESH = 10_000_000  # training draws its seeds below
-COUNT = 512
+COUNT = 256
 
 
 def random_scenes(count: int, seed: int) -> list[Scene]:

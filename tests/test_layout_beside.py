@@ -16,8 +16,6 @@ from mixology.host.layout import LayoutMixSampler, make_layout, record_layout, s
 from mixology.samplers.layout import mix_states
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run
 
-pytestmark = pytest.mark.seam
-
 
 def around(sampler: Any, latent: dict[str, Any], nu: float = 0.5, **options: Any) -> LayoutMixSampler:
     if not isinstance(sampler, comfy.samplers.Sampler):

@@ -14,7 +14,6 @@ from mixology.samplers.layout import Window, check_start, check_steps, find_wind
 from mixology.samplers.levels import check_falling
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
 
-pytestmark = pytest.mark.seam
 NAN = float("nan")
 
 

@@ -13,8 +13,6 @@ from mixology.host import demo
 from mixology.host.layout import make_layout, mix_latent, sigma_window
 from mixology.host.run import full_sigmas
 
-pytestmark = pytest.mark.seam
-
 
 @pytest.fixture(scope="module")
 def parts() -> Parts:

@@ -19,8 +19,6 @@ from mixology.host.spatial import EpsilonMergeGuider
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-pytestmark = pytest.mark.seam
-
 TEXT, OTHER, NEGATIVE = (tiny.conditioning(seed) for seed in (1, 3, 2))
 
 

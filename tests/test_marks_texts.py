@@ -17,8 +17,6 @@ from mixology.host.inversion import blend_prompts
 from mixology.host.marks import is_marked
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 
 @pytest.fixture(scope="module")
 def model() -> Any:

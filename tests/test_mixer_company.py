@@ -21,8 +21,6 @@ from mixology.host.mixer import make_conditioning, mix_image
 from spatial_rig import gradient, merged_plain_steps, merger, one_step, run
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 OTHER = "a dotted green heart on a white background"
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 WIDE = (15, 19)  # a latent of odd sides

@@ -17,8 +17,6 @@ from mixology.nodes.demo import DemoCheckpoint, DemoPicture
 from mixology.nodes.mixer import MixerImage, MixerText
 from mixology.samplers.mixer import add_source
 
-pytestmark = pytest.mark.seam
-
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 PICTURE = torch.rand(1, 40, 56, 3, generator=torch.Generator().manual_seed(0))
 

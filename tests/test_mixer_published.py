@@ -16,8 +16,6 @@ from mixology.host.mixer import make_conditioning, mix_text
 from mixology.samplers.mixer import add_source
 from safetensors.torch import save_file
 
-pytestmark = pytest.mark.seam
-
 TO_KEYS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 WARNING = "this model's checkpoint brings a text encoder, so it was trained on prompts"
 

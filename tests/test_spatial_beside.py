@@ -27,8 +27,6 @@ from mixology.nodes.spatial import GradientMask
 from mixology.samplers.spatial import draw_gradient_masks
 from spatial_rig import NEGATIVE, STYLES, gradient, masked_combine, merged_plain_steps, merger, one_step, run
 
-pytestmark = pytest.mark.seam
-
 
 @pytest.fixture(scope="module")
 def model() -> Any:

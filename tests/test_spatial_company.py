@@ -24,8 +24,6 @@ from mixology.host import demo
 from mixology.samplers.masks import normalise_masks
 from spatial_rig import NEGATIVE, STYLES, gradient, masked_combine, merged_plain_steps, merger, one_step, run
 
-pytestmark = pytest.mark.seam
-
 CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on a white background")
 
 

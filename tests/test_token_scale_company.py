@@ -17,8 +17,6 @@ from mixology.host.marks import read_mark
 from mixology.host.token_scale import scale_tokens
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 
 @pytest.fixture(scope="module")
 def loaded() -> Parts:

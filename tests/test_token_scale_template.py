@@ -17,8 +17,6 @@ from comfy.text_encoders.z_image import ZImageTokenizer
 from mixology.host.token_scale import scale_tokens
 from mixology.host.words import Part, list_words, parse_scales, place_scales, read_prompt
 
-pytestmark = pytest.mark.seam
-
 TEMPLATED = {name: functools.cache(kind) for name, kind in (
     ("klein", KleinTokenizer), ("klein-8b", KleinTokenizer8B), ("z-image", ZImageTokenizer))}
 PROMPTS = [

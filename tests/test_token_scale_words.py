@@ -16,8 +16,6 @@ from mixology.host.token_scale import scale_tokens
 from mixology.host.words import parse_scales, place_scales, read_prompt, spell_tokens
 from torch import Tensor
 
-pytestmark = pytest.mark.seam
-
 PROMPT = "a photo of a red platypus in the snow"
 OTHER = PROMPT.replace("platypus", "quokka")  # as many tokens for every tokenizer, all different
 FILLER = "one two three four five six seven eight nine ten"  # a token each for CLIP

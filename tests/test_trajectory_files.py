@@ -21,8 +21,6 @@ from mixology.nodes.inversion import LoadTrajectory
 from safetensors.torch import save_file
 from trajectory_rig import parts_of, refuse, saved, spoil, use_folders
 
-pytestmark = pytest.mark.seam
-
 TWO = tiny.latent(2, 5, 8)
 
 
