@@ -39,6 +39,11 @@ def _load_pack() -> None:
 _load_pack()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-references", action="store_true",
+                     help="the server test writes its reference pictures anew instead of comparing with them")
+
+
 LONGEST = ("server", "meaning", "slow")  # marks of files to begin with, so that workers end together
 
 
@@ -134,5 +139,6 @@ def server() -> Iterator[Any]:
 
     host = environment.current()
     with Server(host, paths_file=environment.paths_file(host), name="tests",
-                arguments=["--preview-method", "auto", "--disable-api-nodes"]) as running:
+                arguments=["--preview-method", "auto", "--disable-api-nodes",
+                           "--use-pytorch-cross-attention"]) as running:  # the kernel that most people have
         yield running

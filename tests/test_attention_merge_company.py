@@ -41,7 +41,7 @@ def region_of(conditioning: Any) -> tuple[int, int, int, int] | None:
 
 
 @pytest.mark.parametrize("company", COMPANY)
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_company_acts_on_the_merged_prompt_as_on_any(loaded: Parts, company: Any, batch: int) -> None:
     """Equal to the merge written out wherever this text is read (float32 rounding); afterwards nothing is left."""
     model, clip, _ = loaded

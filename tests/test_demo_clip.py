@@ -80,15 +80,23 @@ def test_prompts_are_what_they_were(clip: Any) -> None:
     assert torch.equal(pooled[0], states[0, 4])
 
 
-@pytest.mark.parametrize("style", world.STYLES)
-def test_it_tells_captions_apart(vision: Any, clip: Any, style: str) -> None:
-    """200 held-out pictures, each against its caption and those with one part changed (about 23), then against all."""
-    scenes, pictures = draw_scenes(200, style)
+@pytest.fixture(scope="module")
+def captions(clip: Any) -> tuple[list[world.Scene], Tensor]:
+    """Every scene of the world, and the embedding of its caption."""
     every = [scene for scene in map(world.Scene, *zip(*itertools.product(*CHOICES.values())))
              if scene.colour != scene.background]
     texts = embed_texts(clip, [world.describe_scene(scene) for scene in every])
     one = mix_text(clip, world.describe_scene(every[7]), 1.0, None)[0].embedding[0]
     torch.testing.assert_close(texts[7], one, rtol=1e-4, atol=1e-4)
+    return every, texts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", world.STYLES)
+def test_it_tells_captions_apart(vision: Any, captions: tuple[list[world.Scene], Tensor], style: str) -> None:
+    """200 held-out pictures, each against its caption and those with one part changed (about 23), then against all."""
+    scenes, pictures = draw_scenes(200, style)
+    every, texts = captions
     scores = F.normalize(embed_pictures(vision, pictures)) @ F.normalize(texts).T
     own = torch.tensor([every.index(scene) for scene in scenes])
     parts = torch.tensor([[values.index(getattr(scene, name)) for name, values in CHOICES.items()] for scene in every])

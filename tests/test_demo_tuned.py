@@ -34,6 +34,7 @@ def scenes_of(count: int, shapes: tuple[str, ...] = world.SHAPES) -> list[world.
 
 # -------------------------------------------------------------------------------------------------- judge
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", world.STYLES)
 def test_the_judge_of_styles_reads_fresh_drawings(style: str) -> None:
     scenes = scenes_of(COUNT, WHOLE)

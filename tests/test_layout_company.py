@@ -22,7 +22,7 @@ def parts() -> Parts:
 
 
 @pytest.mark.parametrize("company", [*COMPANY, with_long_prompt])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_company_acts_in_the_mix_as_in_plain_sampling(parts: Parts, company: Any, batch: int) -> None:
     """At nu 1 exactly as in the bare sampler; in between it changes the mix; afterwards nothing is left of it."""
     model, positive, negative = company(parts)

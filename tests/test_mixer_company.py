@@ -51,7 +51,7 @@ def close(first: Tensor, second: Tensor) -> None:
 
 
 @pytest.mark.parametrize("company", COMPANY)
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_company_acts_on_a_mix_as_on_a_prompt(world: dict[str, Any], company: Any, batch: int) -> None:
     """It changes the picture, the sources' order still means nothing, and nothing is left of it."""
     plain = world["model"], world["both"], world["negative"]
@@ -63,7 +63,7 @@ def test_company_acts_on_a_mix_as_on_a_prompt(world: dict[str, Any], company: An
     assert torch.equal(sample(plain, batch), before) and torch.equal(world["both"][0][0], kept)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_rows_in_calls_of_their_own(world: dict[str, Any], batch: int) -> None:
     parts = world["model"], world["both"], world["negative"]
     close(sample((in_single_chunks(world["model"]), *parts[1:]), batch, WIDE), sample(parts, batch, WIDE))

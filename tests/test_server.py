@@ -3,11 +3,15 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import torch
 from environment import PACK
+from mixology.metrics.image import ssim
 from PIL import Image
 from workflow import Workflow
 
@@ -15,7 +19,11 @@ pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = sorted(path.name for path in (ROOT / "workflows").glob("*.json"))
-SIDE = 128
+REFERENCES = ROOT / "tests" / "references"  # written anew by --write-references
+SIDE, STEPS = 128, 10
+ALIKE = 0.9  # SSIM with a JPEG of the picture; a wrong wire gives less than 0.8
+INTERRUPTED = ("magicmix_image_text", "magicmix_text_text", "restyle_photo", "dual_style_epsilon", "cocktail_photo",
+               "fusion_two_prompts", "mixer_two_pictures")
 
 
 @pytest.fixture(scope="session")
@@ -51,31 +59,70 @@ def test_there_are_templates() -> None:
 
 def find_extremes(picture: Image.Image) -> tuple[int, int]:
     """The darkest and the brightest pixel."""
-    low, high = picture.getextrema()
+    low, high = picture.convert("L").getextrema()
     return int(low), int(high)  # pyright: ignore[reportArgumentType]
+
+
+def read_strip(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    """Pictures of one size, cut out of a strip or not: [B, H, W, C], 0 to 1."""
+    pixels = [numpy.asarray(picture.convert("RGB"), dtype="float32") / 255 for picture in pictures]
+    return torch.from_numpy(numpy.concatenate(pixels, axis=1)).unflatten(1, (-1, SIDE)).movedim(1, 0)
+
+
+def saved_pictures(run: Any, workflow: Workflow) -> torch.Tensor:
+    """What a run's Save Image nodes wrote, in the order of the nodes: [B, H, W, C]."""
+    files = [data for node in sorted(workflow.ids("SaveImage")) for data in run.images[node]]
+    return read_strip([Image.open(io.BytesIO(data)) for data in files])
+
+
+def compare(name: str, pictures: torch.Tensor, write: bool) -> float:
+    """Structural similarity of the least alike of a template's pictures to its references."""
+    path = REFERENCES / f"{Path(name).stem}.jpg"
+    if write:
+        strip = (torch.cat(list(pictures), dim=1) * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(strip).save(path, quality=92)
+    expected = read_strip([Image.open(path)])
+    assert len(expected) == len(pictures), f"{name}: {len(pictures)} pictures, {len(expected)} stored"
+    return float(ssim(pictures, expected).min())
 
 
 @pytest.mark.seam
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_runs(name: str, server: Any, definitions: dict[str, Any]) -> None:
+def test_a_template_paints_its_picture(name: str, server: Any, definitions: dict[str, Any],
+                                       pytestconfig: pytest.Config) -> None:
+    """The stored one but for rounding: a wrong wire or weight gives another (see below)."""
     workflow = load_template(name, definitions)
-    set_steps(workflow, 10)
+    set_steps(workflow, STEPS)
     kinds: list[str] = []
     run = server.post(workflow.prompt, lambda event: kinds.append(event.kind), seconds=300)
     assert run.status == "success" and run.images
-    saving = workflow.ids("SaveImage")
     for node, files in run.images.items():
-        pictures = [Image.open(io.BytesIO(data)).convert("L") for data in files]
+        pictures = [Image.open(io.BytesIO(data)) for data in files]
         assert all(picture.size == (SIDE, SIDE) for picture in pictures)
         painted = [high - low > 20 for low, high in map(find_extremes, pictures)]
-        assert all(painted) if node in saving else any(painted), "a picture is blank"  # a map may have one winner
+        assert all(painted) if node in workflow.ids("SaveImage") else any(painted), "a picture is blank"
     assert "progress" in kinds, "sampling shows no progress"
     assert "preview" in kinds, "sampling shows no preview"
+    alike = compare(name, saved_pictures(run, workflow), pytestconfig.getoption("--write-references"))
+    assert alike >= ALIKE, f"{name} paints another picture: structural similarity {alike:.3f}"
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_wrong_wire_paints_another_picture(server: Any, definitions: dict[str, Any]) -> None:
+    """So the margin of the test above tells them apart."""
+    workflow = load_template("magicmix_image_text.json", definitions)
+    set_steps(workflow, STEPS)
+    (sampling,) = workflow.ids("MixologyLayoutMixKSampler")
+    inputs = workflow.prompt[sampling]["inputs"]
+    inputs["positive"], inputs["negative"] = inputs["negative"], inputs["positive"]
+    run = server.post(workflow.prompt, seconds=300)
+    assert compare("magicmix_image_text.json", saved_pictures(run, workflow), False) < ALIKE - 0.1
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupt_leaves_the_server_ready(name: str, server: Any, definitions: dict[str, Any]) -> None:
-    workflow = load_template(name, definitions)
+    """In each kind of sampling: layout mixing and its recorder, the Cycle Sampler, a merging guider, an inversion, a
+    fusion, and the host's own sampler."""
+    workflow = load_template(f"{name}.json", definitions)
     set_steps(workflow, 900)
     seen: list[str] = []
 

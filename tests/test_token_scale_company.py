@@ -53,7 +53,7 @@ def scale_explicitly(model: Any, text: Tensor, tokens: list[int], s: float) -> A
 
 
 @pytest.mark.parametrize("company", COMPANY)
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_company_acts_on_the_scaled_prompt_as_on_any(loaded: Parts, company: Any, batch: int) -> None:
     """Equal to scaling every row that reads this text by hand (float32 rounding); afterwards nothing is left."""
     model, clip, _ = loaded

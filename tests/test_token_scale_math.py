@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixology.attention_patches.token_scale import (
+from mixology.attention_patches.values import (
     extend_factors,
     make_joint_override,
     make_value_patch,
