@@ -9,7 +9,6 @@ import tiny
 import torch
 from attention_merge_rig import Expected, merge, merge_explicitly, sample
 from company import CAPTION, COMPANY, Parts
-from mixology.host import demo
 from mixology.host.token_scale import scale_tokens
 from mixology.samplers.spatial import draw_gradient_masks
 from torch import Tensor
@@ -19,8 +18,8 @@ MASKS = draw_gradient_masks(112, 128, "logistic", 2, 30, 20, 1)  # the size of t
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Parts:
-    return demo.load_checkpoint("shapes")
+def loaded(checkpoints: Any) -> Parts:
+    return checkpoints("shapes")
 
 
 def encode(clip: Any, text: str) -> Any:

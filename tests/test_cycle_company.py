@@ -24,9 +24,9 @@ SOURCE, TARGET = "a red circle on a blue background", "a striped red star on a b
 
 
 @pytest.fixture(scope="module")
-def world() -> dict[str, Any]:
+def world(checkpoints: Any) -> dict[str, Any]:
     """The demo model, the latent of a picture, its prompt, another's, and the empty prompt."""
-    model, clip, vae = demo.load_checkpoint("shapes")
+    model, clip, vae = checkpoints("shapes")
     picture, _ = demo.draw_picture(SOURCE, 4, 128, 112)
     prompts = {name: core.CLIPTextEncode().encode(clip, text)[0]
                for name, text in (("source", SOURCE), ("target", TARGET), ("negative", ""))}

@@ -36,8 +36,8 @@ State = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> tuple[Any, Any, Any]:
-    return demo.load_checkpoint("shapes")
+def checkpoint(checkpoints: Any) -> tuple[Any, Any, Any]:
+    return checkpoints("shapes")
 
 
 def weights(patcher: Any) -> State:

@@ -28,8 +28,8 @@ def vision() -> Any:
 
 
 @pytest.fixture(scope="module")
-def clip() -> Any:
-    return demo.load_checkpoint("shapes")[1]
+def clip(checkpoints: Any) -> Any:
+    return checkpoints("shapes")[1]
 
 
 def embed_texts(clip: Any, texts: list[str]) -> Tensor:

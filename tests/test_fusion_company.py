@@ -38,9 +38,9 @@ CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on 
 
 
 @pytest.fixture(scope="module")
-def world() -> dict[str, Any]:
+def world(checkpoints: Any) -> dict[str, Any]:
     """The demo checkpoint, a copy of it in its own memory, two prompts and the empty one."""
-    model, clip, _ = demo.load_checkpoint("shapes")
+    model, clip, _ = checkpoints("shapes")
     first, second, empty = (core.CLIPTextEncode().encode(clip, text)[0] for text in (*CAPTIONS, ""))
     return {"model": model, "copy": demo.load_checkpoint("shapes")[0], "clip": clip, "first": first,
             "second": second, "empty": empty}

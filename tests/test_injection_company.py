@@ -16,9 +16,9 @@ SOURCE, TARGET = "a red circle on a blue background", "a striped red star on a b
 
 
 @pytest.fixture(scope="module")
-def world() -> dict[str, Any]:
+def world(checkpoints: Any) -> dict[str, Any]:
     """The demo model, a trajectory of a picture in it, its prompts, and a second instance of the network."""
-    model, clip, vae = demo.load_checkpoint("shapes")
+    model, clip, vae = checkpoints("shapes")
     picture, _ = demo.draw_picture(SOURCE, 4, 128, 112)
     empty, source, target = (core.CLIPTextEncode().encode(clip, text)[0] for text in ("", SOURCE, TARGET))
     reader, _, _ = demo.load_checkpoint("shapes")

@@ -343,9 +343,9 @@ def test_the_model_carries_what_it_injects(model: Any) -> None:
     assert counts == [0, 1, 2] and len(twice.wrappers[WrappersMP.CALC_COND_BATCH][KEY]) == 1
 
 
-def test_demo_checkpoint_has_the_papers_points() -> None:
+def test_demo_checkpoint_has_the_papers_points(checkpoints: Any) -> None:
     """Output 4 to 11, hooked on a network of SD1.x's own plan."""
-    model, clip, _ = demo.load_checkpoint("shapes")
+    model, clip, _ = checkpoints("shapes")
     texts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (
         "", "a striped red star on a blue background", "a dotted green heart")]
     trajectory = invert(model, texts[0], tiny.latent(1, 14, 18), 5)

@@ -17,9 +17,9 @@ from mixology.host.trajectory import start_trajectory
 
 
 @pytest.fixture(scope="module")
-def world() -> dict[str, Any]:
+def world(checkpoints: Any) -> dict[str, Any]:
     """The demo model, the latent of a picture, its prompt and the empty prompt."""
-    model, clip, vae = demo.load_checkpoint("shapes")
+    model, clip, vae = checkpoints("shapes")
     picture, _ = demo.draw_picture(CAPTION, 4, 128, 112)
     positive, negative = (core.CLIPTextEncode().encode(clip, text)[0] for text in (CAPTION, ""))
     return {"model": model, "latent": core.VAEEncode().encode(vae, picture)[0], "positive": positive,

@@ -9,15 +9,14 @@ import pytest
 import tiny
 import torch
 from company import CAPTION, COMPANY, Parts, with_long_prompt
-from mixology.host import demo
 from mixology.host.layout import make_layout, mix_latent, sigma_window
 from mixology.host.run import full_sigmas
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
+def parts(checkpoints: Any) -> Parts:
     """The demo model and a prompt and its negative."""
-    model, clip, _ = demo.load_checkpoint("shapes")
+    model, clip, _ = checkpoints("shapes")
     return model, *(core.CLIPTextEncode().encode(clip, text)[0] for text in (CAPTION, ""))
 
 

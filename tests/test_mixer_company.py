@@ -27,16 +27,16 @@ WIDE = (15, 19)  # a latent of odd sides
 
 
 @pytest.fixture(scope="module")
-def world() -> dict[str, Any]:
+def world(checkpoints: Any) -> dict[str, Any]:
     """The demo mixer, two mixes of two pictures (five tokens and two), zeros, and a checkpoint that reads prompts."""
-    model, _, vae = demo.load_checkpoint("mixer")
+    model, _, vae = checkpoints("mixer")
     vision = demo.load_clip_vision()
     pictures = [demo.draw_picture(caption, 3, 160, 128)[0] for caption in (CAPTION, OTHER)]
     alone = [mix_image(vision, picture, 1.0, WHOLE, None) for picture in pictures]
     both, negative = make_conditioning(alone[0] + alone[1], "concat", 5)
     turned, _ = make_conditioning(alone[1] + alone[0], "concat", 5)
     short, _ = make_conditioning(alone[1], "concat", 2)
-    prompts, clip, _ = demo.load_checkpoint("shapes")
+    prompts, clip, _ = checkpoints("shapes")
     text, empty = (core.CLIPTextEncode().encode(clip, words)[0] for words in (CAPTION, ""))
     return {"model": model, "both": both, "turned": turned, "short": short, "negative": negative, "prompts": prompts,
             "text": text, "empty": empty, "latent": core.VAEEncode().encode(vae, pictures[0])[0]}

@@ -69,8 +69,8 @@ def test_half_a_character_is_one_sentence(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------ the demo world
 
-def test_the_demo_clip_says_what_half_a_character_is() -> None:
-    _, clip, _ = demo.load_checkpoint("shapes")
+def test_the_demo_clip_says_what_half_a_character_is(checkpoints: Any) -> None:
+    _, clip, _ = checkpoints("shapes")
     with pytest.raises(ValueError, match=r"The text of a prompt expects a text, got half a character \(\\udfff\)"):
         clip.tokenize("a red \udfff")
     assert clip.tokenize("a \u661f")

@@ -20,7 +20,6 @@ import nodes as core
 import pytest
 import tiny
 import torch
-from mixology.host import demo
 from mixology.host.conds import keeps_state, wants_pairs
 from mixology.host.token_scale import scale_tokens
 from mixology.nodes.spatial import GradientMask
@@ -122,8 +121,8 @@ def test_patches_see_positives_and_negatives_in_one_call(model: Any) -> None:
     assert "mixology_pairs" not in repr(patched.model_options)
 
 
-def test_our_own_marks_are_found_beside_such_a_patch() -> None:
-    model, clip, _ = demo.load_checkpoint("shapes")
+def test_our_own_marks_are_found_beside_such_a_patch(checkpoints: Any) -> None:
+    model, clip, _ = checkpoints("shapes")
     captions = ("a striped red star on a blue background", "a dotted green heart on a white background")
     first, empty = (core.CLIPTextEncode().encode(clip, text)[0] for text in (captions[0], ""))
     scaled, second = scale_tokens(model, clip, captions[1], "heart = -2", 0.0, 1.0)

@@ -206,9 +206,9 @@ def test_pooled_outputs_of_each_style(model: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[Any, list[Any], Any]:
+def parts(checkpoints: Any) -> tuple[Any, list[Any], Any]:
     """The demo model, two styles and the empty prompt."""
-    model, clip, _ = demo.load_checkpoint("shapes")
+    model, clip, _ = checkpoints("shapes")
     first, second, empty = (core.CLIPTextEncode().encode(clip, text)[0] for text in (*CAPTIONS, ""))
     return model, [first, second], empty
 

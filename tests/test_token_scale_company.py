@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 from company import CAPTION, COMPANY, Parts
-from mixology.host import demo
 from mixology.host.factors import SCALE_KEY
 from mixology.host.layout import make_layout, mix_latent
 from mixology.host.marks import read_mark
@@ -19,8 +18,8 @@ from torch import Tensor
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Parts:
-    return demo.load_checkpoint("shapes")
+def loaded(checkpoints: Any) -> Parts:
+    return checkpoints("shapes")
 
 
 def encode(clip: Any, text: str) -> Any:
