@@ -282,7 +282,7 @@ def test_an_empty_style_is_left_out(model: Any) -> None:
     masks = torch.stack([MASKS[0], torch.zeros(24, 20), MASKS[1]])
     merged, three = merge(model, masks, FIRST, THIRD, SECOND)
     _, two = merge(model, MASKS, FIRST, SECOND)
-    assert len(read_mark(three[0][1], KEY).styles) == 1
+    assert len(read_mark(three[0][1], KEY).texts) == 1
     assert torch.equal(*(sample(tiny.cfg_guider(merged, positive, NEGATIVE)) for positive in (three, two)))
 
 
@@ -323,7 +323,7 @@ def test_the_caller_s_model_and_conditioning_are_untouched(model: Any) -> None:
     assert (model.model_options, model.wrappers) == before and merged.model_options == options
     for text, original in ((first, FIRST), (second, SECOND)):
         assert text[0][1] == original[0][1] and torch.equal(text[0][0], original[0][0])
-    assert torch.equal(masks, MASKS) and torch.equal(read_mark(positive[0][1], KEY).masks.masks, MASKS)
+    assert torch.equal(masks, MASKS) and torch.equal(read_mark(positive[0][1], KEY).masks.mask, MASKS)
 
 
 def test_an_error_inside_leaves_nothing_behind(model: Any) -> None:
