@@ -36,7 +36,7 @@ def check_sigmas(sigmas: torch.Tensor, node: str) -> None:
 
 
 def evaluate(
-    model: Any, conds: Sequence[Conds | None], x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any],
+    model: Any, conds: Sequence[Conds | None], x: torch.Tensor, timestep: torch.Tensor, *, options: dict[str, Any],
 ) -> list[torch.Tensor]:
     """Denoised of each list, as the host's sampling_function asks for them: of a node that evaluates in its place, if
     there is one. Such nodes expect two lists, cond and uncond."""
