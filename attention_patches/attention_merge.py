@@ -8,45 +8,50 @@ over all texts would not be the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .masks import Area, StyleMasks
+from .rows import Attention, chain_override
 from .values import ScaleValues
 
-Attention = Callable[..., Tensor]
 Patch = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-@dataclass
-class RowMerge:
-    """The styles of some rows of one model call.
+@dataclass(frozen=True)
+class StyleTexts:
+    """What the rows of one prompt read at one step besides their own text.
 
     Attributes:
-        rows: which rows of the batch.
-        contexts: texts of the styles after the first, [1 or rows, tokens, width]; the first is the rows' own.
-        factors: a factor for every token's value, [1 or rows, tokens] or None, for each of `contexts`.
+        texts: of the styles after the first, [1 or rows, tokens, width]; the first is the rows' own.
+        factors: a factor for every token's value, [1 or rows, tokens] or None, for each of `texts`.
         masks, picture, area: where each style shows; see `LayerMasks.weights`.
     """
 
-    rows: slice
-    contexts: Sequence[Tensor]
+    texts: Sequence[Tensor]
     factors: Sequence[Tensor | None]
     masks: StyleMasks
     picture: tuple[int, int]
     area: Area | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> StyleTexts:
+        """The same on another device; masks follow when a layer asks for them."""
+        return replace(
+            self, texts=[text.to(device, dtype) for text in self.texts],
+            factors=[factors if factors is None else factors.to(device, dtype) for factors in self.factors])
+
 
 class MergedAttention:
-    """The two patches of one model call: the one lays texts side by side, the other attends to each.
+    """The two patches of one model call: the one puts all texts into one context, the other attends to each.
 
     The host calls them in turn in every block, so that the first tells the second what the next attention reads.
 
     Args:
-        merges: of rows that do not overlap, in the order of the batch.
+        merges: rows of the batch and what they read; rows that do not overlap, in the order of the batch.
         batch: rows of the call.
         inner: an override found in the host's slot, called in place of the kernel.
         edits: patches of other nodes before these, which may change the rows' own text.
@@ -54,16 +59,16 @@ class MergedAttention:
             keys and values of each word behind one another), and they read the texts of the styles as well.
     """
 
-    def __init__(self, merges: Sequence[RowMerge], batch: int, inner: Attention | None, edits: Sequence[Patch] = (),
-                 given: int = 0):
+    def __init__(self, merges: Sequence[tuple[slice, StyleTexts]], batch: int, inner: Attention | None,
+                 edits: Sequence[Patch] = (), given: int = 0):
         self.merges, self.batch = merges, batch
         self.inner = inner
         self.edits = [patch for patch in edits if not isinstance(patch, ScaleValues)]  # the rows' own
         self.given = given
         # rows of other conditionings carry the texts too, unread: one projection for all
-        self.texts = [spread_rows(text, merge.rows, batch) for merge in merges for text in merge.contexts]
-        factors = [factor if factor is None else spread_rows(factor, merge.rows, batch).unsqueeze(-1)
-                   for merge in merges for factor in merge.factors]
+        self.texts = [expand_rows(text, rows, batch) for rows, styles in merges for text in styles.texts]
+        factors = [factor if factor is None else rearrange(expand_rows(factor, rows, batch), "b tokens -> b tokens 1")
+                   for rows, styles in merges for factor in styles.factors]
         self.values = [text if factor is None else text * factor for text, factor in zip(self.texts, factors)]
         # tokens of every text in the attention that comes next, the rows' own first; none in self-attention
         self.lengths: list[int] = []
@@ -74,19 +79,19 @@ class MergedAttention:
         scaled = any(factor is not None for factor in factors)
         self.joined_values = torch.cat(self.values, dim=1) if scaled else self.joined
 
-    def tell_text(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+    def note_text(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
                   ) -> tuple[Tensor, Tensor, Tensor]:
         """An `attn1_patch`, the first of its list: notes whether this attention reads text in place of the picture."""
         self.reads_text = context is not n
         return n, context, value
 
-    def lay_text(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
-                 ) -> tuple[Tensor, Tensor, Tensor]:
+    def join_noted_text(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+                        ) -> tuple[Tensor, Tensor, Tensor]:
         """The last `attn1_patch`, for blocks whose first attention reads text."""
-        return self.lay_side_by_side(n, context, value, extra_options) if self.reads_text else (n, context, value)
+        return self.join_texts(n, context, value, extra_options) if self.reads_text else (n, context, value)
 
-    def lay_side_by_side(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
-                         ) -> tuple[Tensor, Tensor, Tensor]:
+    def join_texts(self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any],
+                   ) -> tuple[Tensor, Tensor, Tensor]:
         """The `attn2_patch`: contexts [B, tokens, width] with the texts of all styles after the rows' own.
 
         Raises:
@@ -126,10 +131,10 @@ class MergedAttention:
         Raises:
             ValueError: if another node changed the texts or the picture's tokens in between.
         """
+        chained = chain_override(func, self.inner)
+
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if self.inner is None:
-                return func(q, k, v, heads, *args, **kwargs)
-            return self.inner(func, q, k, v, heads, *args, **kwargs)
+            return chained(q, k, v, heads, *args, **kwargs)
 
         if not self.lengths:
             return attend(q, k, v)
@@ -142,23 +147,28 @@ class MergedAttention:
         keys, values = k.split(lengths, dim=1), v.split(lengths, dim=1)
         out = attend(q, keys[0], values[0])
         parts, done, first = [], 0, 1
-        for index, merge in enumerate(self.merges):
-            rows, last = merge.rows, first + len(merge.contexts)
-            merged = out[rows]
-            if (index, self.layer) not in self.placed:
-                self.placed[index, self.layer] = merge.masks.weights(merge.picture, merge.area, self.layer).to(merged)
-            shares = self.placed[index, self.layer]
+        for index, (rows, styles) in enumerate(self.merges):
+            merged, last = out[rows], first + len(styles.texts)
+            shares = self.shares_of(index, merged)
             for key, value, share in zip(keys[first:last], values[first:last], shares):
                 merged = torch.lerp(merged, attend(q[rows], key[rows], value[rows]), share)
             parts += [out[done:rows.start], merged]
             done, first = rows.stop, last
         return torch.cat([*parts, out[done:]])
 
+    def shares_of(self, index: int, like: Tensor) -> Tensor:
+        """Shares of the styles of a merge at this layer, [styles, tokens, 1], on the device of `like`."""
+        key = index, self.layer
+        if key not in self.placed:
+            _, styles = self.merges[index]
+            self.placed[key] = styles.masks.weights(styles.picture, styles.area, self.layer).to(like)
+        return self.placed[key]
 
-def spread_rows(part: Tensor, rows: slice, batch: int) -> Tensor:
+
+def expand_rows(part: Tensor, rows: slice, batch: int) -> Tensor:
     """[1 or rows, ...] as [batch, ...]: in its rows as given, elsewhere its first."""
-    spread = part[:1].expand(batch, *part.shape[1:])
+    expanded = part[:1].expand(batch, *part.shape[1:])
     if len(part) > 1:
-        spread = spread.clone()
-        spread[rows] = part
-    return spread
+        expanded = expanded.clone()
+        expanded[rows] = part
+    return expanded

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .masks import LayerMasks
-from .rows import check_part, check_rows
+from .rows import check_part, check_rows, token_axis
 
 NODE = "Feature Injection"
 Attention = Callable[..., Tensor]
@@ -278,11 +278,6 @@ def make_joint_injector(call: JointCall, injectors: Sequence[Injector], inner: A
         return func(q, k, v, heads, *args, **kwargs) if inner is None else inner(func, q, k, v, heads, *args, **kwargs)
 
     return attend
-
-
-def token_axis(kwargs: dict[str, Any]) -> int:
-    """[rows, heads, tokens, d] where the host has split heads already, else [rows, tokens, heads * d]."""
-    return 2 if kwargs.get("skip_reshape", False) else 1
 
 
 def lay_over_picture(own: Tensor, injector: Injector, point: Point, first: int, part: int, call: JointCall,

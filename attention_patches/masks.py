@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..samplers.masks import resize_area, resize_masks
@@ -61,6 +62,6 @@ class StyleMasks(LayerMasks):
 
         Blending one style after another by these is sum_i M_i v_i, exact where all values agree.
         """
-        weights = cells.flatten(1).unsqueeze(-1)
+        weights = rearrange(cells, "n h w -> n (h w) 1")
         shares = weights / weights.cumsum(0).clamp_min(torch.finfo(weights.dtype).tiny)
         return shares[1:]

@@ -1,12 +1,14 @@
-"""The rows of a model call: what a patch may rely on, said once."""
+"""The rows and tokens of a model call: what a patch may rely on, said once."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
+Attention = Callable[..., Tensor]
 SAME = 0.9999  # cosine between a text and itself in half precision; other prompts stay below
 
 
@@ -29,6 +31,15 @@ def check_rows(rows: int, chunks: int, images: int, node: str) -> int:
     return images
 
 
+def split_evenly(rows: int, parts: int, node: str) -> int:
+    """Rows of each of the equal parts of a batch; raises ValueError, in the words of `node`, if they do not divide."""
+    if rows % parts:
+        raise ValueError(
+            f"{node} expected a batch of {parts} equal parts, got {rows} rows; remove the node that changes the "
+            f"model's batch.")
+    return rows // parts
+
+
 def check_part(seen: tuple[int, int], picture: tuple[int, int], area: tuple[int, ...] | None, node: str) -> None:
     """Raises ValueError unless a call sees the whole picture, or the area of its conditioning.
 
@@ -41,6 +52,24 @@ def check_part(seen: tuple[int, int], picture: tuple[int, int], area: tuple[int,
         raise ValueError(
             f"{node} expected the model to see {expected[1]} x {expected[0]} latent pixels at once, got {seen[1]} x "
             f"{seen[0]}; remove the node that hands the model parts of the picture (tiles, windows).")
+
+
+def token_axis(kwargs: dict[str, Any]) -> int:
+    """Which axis of an attention's queries, keys and values counts tokens, by the keywords that the host calls it with.
+
+    With `skip_reshape` heads are split already, [rows, heads, tokens, d]; else they are [rows, tokens, heads * d], in
+    SD3 with values of [rows, tokens, heads, d].
+    """
+    return 2 if kwargs.get("skip_reshape", False) else 1
+
+
+def chain_override(func: Attention, inner: Attention | None) -> Attention:
+    """What an attention override of ours calls: the one that it found in the host's slot, else the host's own kernel.
+
+    Args:
+        func: the kernel; inner: `inner(func, q, k, v, heads, ...)`, or None.
+    """
+    return func if inner is None else lambda *args, **kwargs: inner(func, *args, **kwargs)
 
 
 def make_region_watch(texts: Sequence[Tensor], rows: int, node: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
@@ -73,6 +102,6 @@ def holds_text(context: Tensor, text: Tensor) -> bool:
     tokens, width = text.shape[1:]
     if context.shape[1] < tokens or context.shape[2] != width:
         return False
-    read = torch.nn.functional.normalize(context[:, :tokens].flatten(1).float(), dim=1)
-    own = torch.nn.functional.normalize(text.to(context.device).flatten(1).float(), dim=1)
+    read, own = (torch.nn.functional.normalize(rearrange(part, "b tokens width -> b (tokens width)").float(), dim=1)
+                 for part in (context[:, :tokens], text.to(context.device)))
     return bool((read @ own.T > SAME).any())

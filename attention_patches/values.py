@@ -6,14 +6,15 @@ materialising A. Nothing is normalised again.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import repeat
 from torch import Tensor
 
-Attention = Callable[..., Tensor]
-Override = Callable[..., Tensor]
+from .rows import Attention, chain_override, split_evenly, token_axis
+
+NODE = "Token Attention Scale"
 
 
 def extend_factors(factors: Tensor, tokens: int, before: int = 0) -> Tensor:
@@ -28,13 +29,13 @@ def extend_factors(factors: Tensor, tokens: int, before: int = 0) -> Tensor:
     values, own = factors.shape
     if tokens < before + own:
         raise ValueError(
-            f"Token Attention Scale expected the {own} tokens of its own conditioning, got {tokens - before}; place "
+            f"{NODE} expected the {own} tokens of its own conditioning, got {tokens - before}; place "
             f"nodes that shorten a conditioning before it, or keep this one as conditioning_to.")
     ones = factors.new_ones(values, tokens - own)
     return torch.cat([ones[:, :before], factors, ones[:, before:]], dim=1)
 
 
-def spread_factors(chunks: list[Tensor | None], rows: int, tokens: int) -> Tensor:
+def join_factors(chunks: list[Tensor | None], rows: int, tokens: int) -> Tensor:
     """Factors of a whole call, [rows, tokens].
 
     Args:
@@ -47,11 +48,7 @@ def spread_factors(chunks: list[Tensor | None], rows: int, tokens: int) -> Tenso
     Raises:
         ValueError: if another node changed rows or text in between.
     """
-    if rows % len(chunks):
-        raise ValueError(
-            f"Token Attention Scale expected a batch of {len(chunks)} equal parts, got {rows} rows; remove the node "
-            f"that changes the model's batch.")
-    share = rows // len(chunks)
+    share = split_evenly(rows, len(chunks), NODE)
     device = next(factors.device for factors in chunks if factors is not None)
     parts = []
     for factors in chunks:
@@ -61,9 +58,9 @@ def spread_factors(chunks: list[Tensor | None], rows: int, tokens: int) -> Tenso
         values, own = factors.shape
         if not tokens or tokens % own or values not in (1, share):
             raise ValueError(
-                f"Token Attention Scale expected {values} rows of {own} tokens, got {share} of {tokens}; remove the "
+                f"{NODE} expected {values} rows of {own} tokens, got {share} of {tokens}; remove the "
                 f"node that changes the model's batch or its text.")
-        parts.append(factors.repeat(1, tokens // own).expand(share, tokens))
+        parts.append(repeat(factors, "values own -> values (times own)", times=tokens // own).expand(share, tokens))
     return torch.cat(parts)
 
 
@@ -91,12 +88,12 @@ class ScaleValues:
             return n, context, value
         if value.shape[:2] != self.factors.shape:
             raise ValueError(
-                f"Token Attention Scale expected text of {tuple(self.factors.shape)} rows and tokens, got "
+                f"{NODE} expected text of {tuple(self.factors.shape)} rows and tokens, got "
                 f"{tuple(value.shape[:2])}; place the node that changes the text inside the model after it.")
         return n, context, value * self.factors.to(value).unsqueeze(-1)
 
 
-def make_joint_override(factors: Tensor, image_tokens: int, inner: Override | None) -> Override:
+def make_joint_override(factors: Tensor, image_tokens: int, inner: Attention | None) -> Attention:
     """Joint attention of a diffusion transformer: image queries see scaled text values, text queries the original ones.
 
     The queries are split in two calls of the host's own kernel, which together cost what one does.
@@ -111,19 +108,15 @@ def make_joint_override(factors: Tensor, image_tokens: int, inner: Override | No
     def attend_scaled(func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any,
                       ) -> Tensor:
         def attend(q: Tensor, v: Tensor, part: slice) -> Tensor:
-            masked = slice_mask(args, kwargs, part, tokens)
-            if inner is None:
-                return func(q, k, v, heads, *masked[0], **masked[1])
-            return inner(func, q, k, v, heads, *masked[0], **masked[1])
+            more, named = slice_mask(args, kwargs, part, tokens)
+            return chained(q, k, v, heads, *more, **named)
 
-        # [rows, heads, tokens, d]; else [rows, tokens, heads * d], and in SD3 values of [rows, tokens, heads, d]
-        split = kwargs.get("skip_reshape", False)
-        axis = 2 if split else 1
+        chained, axis = chain_override(func, inner), token_axis(kwargs)
         tokens = q.shape[axis]
         if tokens == image_tokens:
             return attend(q, v, slice(None))
         weights = factors.to(v)
-        weights = weights[:, None, :, None] if split else weights.reshape(*weights.shape, *[1] * (v.ndim - 2))
+        weights = weights.reshape(len(weights), *[1] * (axis - 1), text, *[1] * (v.ndim - 1 - axis))
         scaled = torch.cat([v.narrow(axis, 0, text) * weights, v.narrow(axis, text, tokens - text)], dim=axis)
         own = attend(q.narrow(axis, 0, text), v, slice(0, text))
         image = attend(q.narrow(axis, text, tokens - text), scaled, slice(text, None))

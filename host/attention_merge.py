@@ -1,17 +1,18 @@
 """Dual style's cross-attention merge in the host: one conditioning that holds several texts and their masks."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from comfy.hooks import EnumHookType
 from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
-from ..attention_patches.attention_merge import MergedAttention, RowMerge
-from ..attention_patches.masks import Area, StyleMasks
+from ..attention_patches.attention_merge import MergedAttention, StyleTexts
+from ..attention_patches.masks import StyleMasks
 from ..attention_patches.rows import check_part
 from ..attention_patches.values import extend_factors
 from ..samplers.masks import check_style_masks
@@ -19,52 +20,55 @@ from .factors import SCALE_KEY, TokenScale, patch_model
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
     Call,
+    Found,
     call_with,
     find_images,
     find_rows,
+    heed_marks,
     keep_text,
     leave_out,
     mark_conditioning,
     read_mark,
-    read_marks,
     take_marks,
     watch_regions,
 )
 from .networks import OVERRIDE, family_name
+from .protocols import Patcher
 
 KEY = "mixology_attention_merge"
 PICTURE = "mixology_picture"  # height and width of the latent that a run samples
 
 
 @dataclass(frozen=True)
-class Style:
-    """A text besides the conditioning's own: [1 or images, tokens, width], and the factors of its words."""
-
-    text: Tensor
-    scale: TokenScale | None
-
-
-@dataclass(frozen=True)
 class Merge:
-    """What a conditioning carries: the styles after its own text, and a mask for each, its own first."""
+    """What a conditioning carries: the texts of the styles after its own, and a mask for each, its own first.
+
+    Attributes:
+        texts: [1 or images, tokens, width]; scales: the factors of their words, None where nothing is scaled.
+    """
 
     node: ClassVar[str] = "Cross-Attention Merge"
-    styles: tuple[Style, ...]
+    texts: tuple[Tensor, ...]
+    scales: tuple[TokenScale | None, ...]
     masks: StyleMasks
 
+    def read_at(self, place: Found, seen: tuple[int, int], images: tuple[int, list[int]], model_sampling: Any,
+                timestep: Tensor) -> StyleTexts:
+        """What the rows of one marked conditioning read at sigma `timestep`.
 
-@dataclass(frozen=True)
-class RowStyles:
-    """What a row of one step reads: its merge, texts of its styles, factors of their words, and where it is."""
+        Args:
+            seen: height and width of the latent in this call; images: of the whole batch, and which of them it holds.
+        """
+        total, shown = images
+        texts = [text if len(text) == 1 else repeat_to_batch_size(text, total)[shown] for text in self.texts]
+        factors = [scale and extend_factors(
+            scale.factors_at(model_sampling, timestep, images, place.made), text.shape[1])
+            for scale, text in zip(self.scales, self.texts)]
+        area = place.cond.get("area")
+        return StyleTexts(texts, factors, self.masks, picture=seen, area=area and tuple(area))
 
-    merge: Merge
-    texts: list[Tensor]
-    factors: list[Tensor | None]
-    picture: tuple[int, int]
-    area: Area | None
 
-
-def merge_conditionings(model: Any, masks: Tensor, conditionings: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     """The model that reads merged conditionings, and the first conditioning with the texts of the others in it.
 
     A style whose mask is empty is left out; with none left besides the first the conditioning stays as it is.
@@ -82,7 +86,22 @@ def merge_conditionings(model: Any, masks: Tensor, conditionings: Mapping[str, A
             f"Cross-Attention Merge expected an SD1.x, SD2.x or SDXL model, got {family_name(model.model)}; use the "
             f"Epsilon Merge Guider, which takes any model.")
     masks = check_style_masks(masks, len(conditionings))
-    width = None
+    check_prompts(conditionings)
+    first, *others = (conditioning[0] for conditioning in conditionings.values())
+    model = read_merges(patch_model(model) if read_mark(first[1], SCALE_KEY) is not None else model)
+    painted = masks.flatten(1).any(1).tolist()
+    styles = [style for style, is_painted in zip(others, painted[1:]) if is_painted]
+    if not styles:
+        return model, [first]
+    texts, scales = zip(*((text, read_mark(options, SCALE_KEY)) for text, options in styles))
+    merge = Merge(texts, scales, StyleMasks(masks[[True, *painted[1:]]].cpu()))
+    keep_text(model, KEY, merge, first[0])
+    return model, mark_conditioning([first], KEY, merge)
+
+
+def check_prompts(conditionings: Mapping[str, Any]) -> None:
+    """Raises ValueError unless each is one plain text, as wide as the first, which is none that was zeroed out."""
+    names, width = list(conditionings), None
     for name, conditioning in conditionings.items():
         if len(conditioning) != 1:
             raise ValueError(
@@ -102,24 +121,18 @@ def merge_conditionings(model: Any, masks: Tensor, conditionings: Mapping[str, A
             raise ValueError(
                 f"Cross-Attention Merge expected texts {width} wide as the first, got {text.shape[-1]} at {name}; "
                 f"encode all with the model's own text encoder.")
-    first, *others = (conditioning[0] for conditioning in conditionings.values())
-    if not bool(first[0].any()):
+    if not bool(conditionings[names[0]][0][0].any()):
         raise ValueError(
-            f"Cross-Attention Merge expected a prompt with text at {next(iter(conditionings))}, got a zeroed one; put "
-            f"another prompt and its mask first.")
-    if read_mark(first[1], SCALE_KEY) is not None:
-        model = patch_model(model)
-    model = read_marks(model, KEY, hand_out_styles, apply_styles)
-    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, note_picture)
-    shown = [True, *masks[1:].flatten(1).any(1).tolist()]
-    styles = tuple(
-        Style(text, read_mark(options, SCALE_KEY)) for (text, options), seen in zip(others, shown[1:]) if seen)
-    if not styles:
-        return model, [first]
-    merge = Merge(styles, StyleMasks(masks[shown].cpu()))
-    keep_text(model, KEY, merge, first[0])
-    return model, mark_conditioning([first], KEY, merge)
+            f"Cross-Attention Merge expected a prompt with text at {names[0]}, got a zeroed one; put another prompt "
+            f"and its mask first.")
+
+
+def read_merges(model: Patcher) -> Any:
+    """A clone of the model that reads merged conditionings."""
+    clone = heed_marks(model, KEY, assign_styles, apply_styles)
+    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, note_picture)
+    return clone
 
 
 def couples_prompts(options: Mapping[str, Any]) -> bool:
@@ -135,8 +148,8 @@ def note_picture(executor: Any, noise: Tensor, latent_image: Tensor, *args: Any,
     return executor(noise, latent_image, *args, **kwargs)
 
 
-def hand_out_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
-                    model_options: dict[str, Any]) -> Any:
+def assign_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
+                  model_options: dict[str, Any]) -> Any:
     """Around `calc_cond_batch`: tells the model calls inside which rows have which styles.
 
     Raises:
@@ -149,19 +162,11 @@ def hand_out_styles(executor: Callable[..., Any], model: Any, conds: list[Any], 
     picture = model_options["transformer_options"].get(PICTURE, seen)
     if seen[0] < picture[0] or seen[1] < picture[1]:
         check_part(seen, picture, None, Merge.node)
-    images = total, shown = find_images(x, model_options)
-    rows = {}
-    for one in found:
-        styles = one.mark.styles
-        factors = [style.scale and extend_factors(
-            style.scale.factors_at(model.model_sampling, timestep, images, one.made), style.text.shape[1])
-            for style in styles]
-        texts = [style.text if len(style.text) == 1 else repeat_to_batch_size(style.text, total)[shown]
-                 for style in styles]
-        area = one.cond.get("area")
-        rows[one.row] = RowStyles(one.mark, texts, factors, seen, area and tuple(area))
-    call = Call(found, rows, len(x))
-    return call_with(executor, model, conds, x, timestep, model_options, KEY, call)
+    images = find_images(x, model_options)
+    rows = {one.row: one.mark.read_at(
+        one, seen, images, model_sampling=model.model_sampling, timestep=timestep) for one in found}
+    return call_with(executor, model, conds, x, timestep=timestep, model_options=model_options, key=KEY,
+                     call=Call(found, rows, len(x)))
 
 
 def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,
@@ -173,36 +178,45 @@ def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_cr
             or hands the model parts of the picture.
     """
     options = watch_regions(transformer_options or {}, KEY, len(x), Merge.node)
-    found: list[RowStyles | None] = find_rows(options, KEY, len(x), Merge.node)
+    found: list[StyleTexts | None] = find_rows(options, KEY, len(x), Merge.node)
     options = leave_out(options, KEY, PICTURE)
-    if not found:
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    model, share = executor.class_obj, len(x) // len(found)
+    if found:
+        options = merge_attention(executor.class_obj, options, found, x, tokens=c_crossattn.shape[1])
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def merge_attention(model: Any, options: dict[str, Any], found: Sequence[StyleTexts | None], x: Tensor, *,
+                    tokens: int) -> dict[str, Any]:
+    """A copy of `transformer_options` with the text attention of this call merged.
+
+    Args:
+        found: of each chunk of the call, in order; x: its latent; tokens: of its text.
+    """
     slots = ("attn1", "attn2") if reads_text_twice(model) else ("attn2",)
     if any(options.get("patches_replace", {}).get(slot) for slot in slots):
         raise ValueError(
             "Cross-Attention Merge expected the model's own cross-attention, got one that another node replaces "
             "(such as an IP adapter); remove that node, or use the Epsilon Merge Guider.")
-    merges = []
-    for index, styles in enumerate(found):
-        if styles is not None:
-            check_part((x.shape[-2], x.shape[-1]), styles.picture, styles.area, Merge.node)
-            rows = slice(index * share, (index + 1) * share)
-            merges.append(place_styles(styles, rows, x.device, model.get_dtype_inference()))
     patches = options.get("patches", {})
     # after those of other nodes, which may change the rows' own text
     listed = patches.get("attn2_patch", [])
-    merged = MergedAttention(merges, len(x), options.get(OVERRIDE), listed, c_crossattn.shape[1])
-    own = {"attn2_patch": [*listed, merged.lay_side_by_side]}
+    merges = place_styles(found, x, model.get_dtype_inference())
+    merged = MergedAttention(merges, len(x), options.get(OVERRIDE), edits=listed, given=tokens)
+    own = {"attn2_patch": [*listed, merged.join_texts]}
     if "attn1" in slots:
-        own["attn1_patch"] = [merged.tell_text, *patches.get("attn1_patch", []), merged.lay_text]
-    options = {**options, "patches": {**patches, **own}, OVERRIDE: merged.attend_each}
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        own["attn1_patch"] = [merged.note_text, *patches.get("attn1_patch", []), merged.join_noted_text]
+    return {**options, "patches": {**patches, **own}, OVERRIDE: merged.attend_each}
 
 
-def place_styles(styles: RowStyles, rows: slice, device: Any, dtype: Any) -> RowMerge:
-    """The styles of some rows of a call, ready for its device."""
-    return RowMerge(
-        rows, [text.to(device, dtype) for text in styles.texts],
-        [factors if factors is None else factors.to(device, dtype) for factors in styles.factors],
-        styles.merge.masks, styles.picture, styles.area)
+def place_styles(found: Sequence[StyleTexts | None], x: Tensor, dtype: torch.dtype) -> list[tuple[slice, StyleTexts]]:
+    """The rows of a call with styles, and the styles on its device.
+
+    Args:
+        found: of each chunk of the call, in order; x: its latent, [rows, channels, height, width].
+    """
+    share, merges = len(x) // len(found), []
+    for index, styles in enumerate(found):
+        if styles is not None:
+            check_part((x.shape[-2], x.shape[-1]), styles.picture, styles.area, Merge.node)
+            merges.append((slice(index * share, (index + 1) * share), styles.to(x.device, dtype)))
+    return merges

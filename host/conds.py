@@ -11,14 +11,12 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .marks import ShownIndices
+from .marks import Conds, ShownIndices, chunk_rows, list_rows
 
 KEY = "mixology_pairs"
 REPLACED = "sampler_calc_cond_batch_function"  # of a node that evaluates in the host's place
 # What a guider prepares for its own conds only: loaded networks and patched weights.
 UNPREPARED = {"control": "a ControlNet", "hooks": "hooks", "gligen": "GLIGEN", "additional_models": "extra models"}
-
-Conds = list[dict[str, Any]]
 
 
 def is_active(conds: Conds, sigma: torch.Tensor) -> bool:
@@ -38,14 +36,31 @@ def check_sigmas(sigmas: torch.Tensor, node: str) -> None:
 
 
 def evaluate(
-    model: Any, conds: Sequence[Conds | None], x: torch.Tensor, timestep: torch.Tensor, options: dict[str, Any],
+    model: Any, conds: Sequence[Conds | None], x: torch.Tensor, timestep: torch.Tensor, *, options: dict[str, Any],
 ) -> list[torch.Tensor]:
     """Denoised of each list, as the host's sampling_function asks for them: of a node that evaluates in its place, if
     there is one. Such nodes expect two lists, cond and uncond."""
     if REPLACED in options:
         return options[REPLACED]({
             "conds": list(conds), "input": x, "sigma": timestep, "model": model, "model_options": options})
-    return comfy.samplers.calc_cond_batch(model, list(conds), x, timestep, options)
+    return comfy.samplers.calc_cond_batch(model, list(conds), x, timestep, model_options=options)
+
+
+def run_pre_cfg(
+    model: Any, conds: Sequence[Conds | None], predictions: Sequence[torch.Tensor], cfg: float, *, x: torch.Tensor,
+    timestep: torch.Tensor, options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions of cond and uncond as functions of other nodes make them, as in the host's sampling_function.
+
+    Args:
+        conds: cond and uncond, the latter None where CFG asks for none; predictions: their denoised.
+    """
+    shown = list(predictions)
+    for function in options.get("sampler_pre_cfg_function", []):
+        shown = function({
+            "conds": list(conds), "conds_out": shown, "cond_scale": cfg, "timestep": timestep, "input": x,
+            "sigma": timestep, "model": model, "model_options": options})
+    return shown[0], shown[1]
 
 
 def wants_pairs(options: dict[str, Any]) -> bool:
@@ -107,17 +122,16 @@ def shown_as_pairs(
     if list(negative) == [False, True]:
         yield options
         return
-    shown = {(index, cond["uuid"]): int(is_negative)
-             for index, (group, is_negative) in enumerate(zip(conds, negative)) for cond in group or []}
+    shown = {row: int(negative[row[0]]) for row, _ in list_rows(conds)}
 
     def show(executor: Callable[..., Any], x: torch.Tensor, t: torch.Tensor, c_concat: Any = None,
              c_crossattn: Any = None, control: Any = None, transformer_options: dict[str, Any] | None = None,
              **kwargs: Any) -> Any:
         given = transformer_options or {}
-        indices = given.get("cond_or_uncond", [])
-        rows = list(zip(indices, given.get("uuids", [])))
+        rows = chunk_rows(given)
         if rows and all(row in shown for row in rows):
-            given = {**given, "cond_or_uncond": ShownIndices((shown[row] for row in rows), indices)}
+            indices = ShownIndices((shown[row] for row in rows), true=[index for index, _ in rows])
+            given = {**given, "cond_or_uncond": indices}
         return executor(x, t, c_concat, c_crossattn, control, given, **kwargs)
 
     wrappers = options.setdefault("transformer_options", {}).setdefault("wrappers", {})

@@ -9,6 +9,7 @@ import comfy.samplers
 import torch
 
 from .conds import is_active
+from .marks import Conds
 
 # What makes of a prompt something else than the whole picture at every step.
 PARTIAL = {"area": "an area", "mask": "a mask", "timestep_start": "a time range", "timestep_end": "a time range",
@@ -20,7 +21,7 @@ def is_whole(cond: dict[str, Any]) -> bool:
     return "area" not in cond and "mask" not in cond and 0 < cond.get("strength", 1.0) < math.inf
 
 
-def find_cover(conds: list[dict[str, Any]], like: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+def find_cover(conds: Conds, like: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """What the host divides each place by: the sum of the prompts' weights, shaped like the latent."""
     cover = torch.zeros_like(like)
     for cond in conds:
@@ -34,7 +35,7 @@ def find_cover(conds: list[dict[str, Any]], like: torch.Tensor, timestep: torch.
     return cover
 
 
-def check_coverage(conds: list[dict[str, Any]], like: torch.Tensor, sigmas: Iterable[torch.Tensor], name: str) -> None:
+def check_coverage(conds: Conds, like: torch.Tensor, sigmas: Iterable[torch.Tensor], name: str) -> None:
     """Raises ValueError if prompts, made ready for sampling, leave a part of the picture unread at one of the sigmas.
 
     Args:

@@ -16,8 +16,10 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from .conds import attention_patches, evaluate, keeps_state, shown_as_pairs, wants_pairs
+from .conds import attention_patches, evaluate, keeps_state, run_pre_cfg, shown_as_pairs, wants_pairs
+from .marks import Conds
 from .own_copies import Copies, copy_cond
+from .protocols import Patcher
 from .run import noise_levels
 
 KEY = "mixology_fusion"
@@ -35,7 +37,7 @@ PATCHES = ("model_options", "object_patches", "weight_wrapper_patches", "wrapper
 class Expert:
     """A model and its prompts: CONDITIONING, guidance scale and the k of the paper."""
 
-    model: Any
+    model: Patcher
     positive: Any
     negative: Any
     cfg: float
@@ -43,7 +45,7 @@ class Expert:
 
 
 def add_expert(
-    model: Any, positive: Any, negative: Any, cfg: float, temperature: float, experts: Sequence[Expert] | None,
+    model: Patcher, positive: Any, negative: Any, cfg: float, temperature: float, experts: Sequence[Expert] | None,
 ) -> tuple[Expert, ...]:
     """The experts and one more behind them.
 
@@ -68,11 +70,17 @@ def add_expert(
         check_fit(before[0].model, model, len(before))
     if len(before) == MAX_EXPERTS:
         raise ValueError(f"A fusion expects at most {MAX_EXPERTS} experts, got one more; remove one.")
-    return (*before, Expert(model, positive, negative, cfg, temperature))
+    return (*before, Expert(model, positive, negative, cfg=cfg, temperature=temperature))
 
 
-def check_fit(first: Any, other: Any, index: int) -> None:
+def check_fit(first: Patcher, other: Patcher, index: int) -> None:
     """Raises ValueError if model `index` reads latents or noise levels otherwise than the first."""
+    check_formats(first, other, index)
+    check_schedules(first, other, index)
+
+
+def check_formats(first: Patcher, other: Patcher, index: int) -> None:
+    """Raises ValueError if model `index` reads latents otherwise than the first."""
     formats = [model.get_model_object("latent_format") for model in (first, other)]
     if type(formats[0]) is not type(formats[1]) or not is_same(*(latent_fields(own) for own in formats)):
         names = [f"{type(kind).__name__} with {kind.latent_channels} channels" for kind in formats]
@@ -80,22 +88,27 @@ def check_fit(first: Any, other: Any, index: int) -> None:
             f"The experts expect one latent format, got {names[0]} of expert 0 and {names[1]} of expert {index}; use "
             f"models of one family, such as SD1.5 with SD1.5."
         )
+
+
+def check_schedules(first: Patcher, other: Patcher, index: int) -> None:
+    """Raises ValueError if model `index` reads noise levels otherwise than the first."""
     samplings = [model.get_model_object("model_sampling") for model in (first, other)]
     sigmas = torch.tensor([float(samplings[0].percent_to_sigma(step / 10)) for step in range(1, 10)])
     levels = [noise_levels(sampling, sigmas) for sampling in samplings]
     highest = [float(sampling.sigma_max) for sampling in samplings]
-    if not math.isclose(*highest, rel_tol=TOLERANCE) or any(
-            not math.isclose(getattr(a, part), getattr(b, part), rel_tol=TOLERANCE, abs_tol=1e-6)
+    if math.isclose(*highest, rel_tol=TOLERANCE) and all(
+            math.isclose(getattr(a, part), getattr(b, part), rel_tol=TOLERANCE, abs_tol=1e-6)
             for a, b in zip(*levels) for part in ("signal", "noise")):
-        flows = [is_flow(sampling) for sampling in samplings]
-        kinds = [f"{'flow' if flow else 'diffusion'} from sigma {top:g}" for flow, top in zip(flows, highest)]
-        remedy = "models that start from the same noise, or set them alike with ModelSamplingDiscrete"
-        if any(flows):
-            remedy = "models of one kind, such as two flow models of one family"
-        raise ValueError(
-            f"The experts expect one noise schedule, got {kinds[0]} of expert 0 and {kinds[1]} of expert {index}; use "
-            f"{remedy}."
-        )
+        return
+    flows = [is_flow(sampling) for sampling in samplings]
+    kinds = [f"{'flow' if flow else 'diffusion'} from sigma {top:g}" for flow, top in zip(flows, highest)]
+    remedy = "models that start from the same noise, or set them alike with ModelSamplingDiscrete"
+    if any(flows):
+        remedy = "models of one kind, such as two flow models of one family"
+    raise ValueError(
+        f"The experts expect one noise schedule, got {kinds[0]} of expert 0 and {kinds[1]} of expert {index}; use "
+        f"{remedy}."
+    )
 
 
 def latent_fields(latent_format: Any) -> dict[str, Any]:
@@ -132,14 +145,14 @@ def is_same_model(a: Any, b: Any) -> bool:
         is_same(getattr(a, part), getattr(b, part)) for part in PATCHES))
 
 
-def is_same_prompt(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
+def is_same_prompt(a: Conds, b: Conds) -> bool:
     """Whether two prompts, made ready for sampling, say the same to one model."""
     nameless = [[{key: value for key, value in cond.items() if key != "uuid"} for cond in conds] for conds in (a, b)]
     return is_same(*nameless)
 
 
 @dataclass
-class Reading:
+class Prediction:
     """What an expert predicts at one state: clean estimates, [B, C, ..., H, W].
 
     Attributes:
@@ -155,8 +168,8 @@ class Reading:
     guided: torch.Tensor
 
 
-class Opening(comfy.samplers.Sampler):
-    """Stands for a sampler in an expert's run: notes the options for the run, then lets the others have their turn."""
+class NestedRun(comfy.samplers.Sampler):
+    """Stands for a sampler in an expert's run: notes the run's options, then starts the next run inside this one."""
 
     def __init__(self, proceed: Callable[[], torch.Tensor]):
         self.proceed = proceed
@@ -192,22 +205,22 @@ class ExpertGuider(comfy.samplers.CFGGuider):
 
     Args:
         expert: the model, prompts and settings.
-        held: whether another expert holds the same model object.
+        shares_model: whether another expert has the same model object.
     """
 
-    def __init__(self, expert: Expert, held: bool = False):
+    def __init__(self, expert: Expert, shares_model: bool = False):
         self.source = expert.model
         self.has_hooks = any(comfy.sampler_helpers.cond_has_hooks(c) for c in (expert.positive, expert.negative))
         delegated = self.has_hooks and self.source.is_dynamic()  # then the host swaps in an object of this guider's
-        alone = not held and not self.has_hooks  # a run registers hooks on the object
+        alone = not shares_model and not self.has_hooks  # a run registers hooks on the object
         super().__init__(self.source if alone or delegated else self.source.clone())
         self.inner_set_conds({"positive": expert.positive, "negative": expert.negative})
         self.set_cfg(expert.cfg)
         self.temperature = expert.temperature
-        self.loaded, self.given = self.model_patcher, self.original_conds
-        self.mates: Sequence[ExpertGuider] = ()  # evaluated with this one's weights, during a run
+        self.own_patcher, self.own_conds = self.model_patcher, self.original_conds  # nodes exchange those of a copy
+        self.followers: Sequence[ExpertGuider] = ()  # evaluated with this one's weights, during a run
         self.run_options: dict[str, Any] = {}  # during a run
-        self.reading: Reading | None = None  # the latest
+        self.prediction: Prediction | None = None  # the latest
         self.shape: torch.Size | None = None
 
     def inner_set_conds(self, conds: dict[str, Any]) -> None:
@@ -215,92 +228,94 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         self.original_conds = dict(self.original_conds)
         super().inner_set_conds(conds)
 
-    def own_prompts(self, copies: Copies) -> None:
-        """Use ControlNets and hooks of its own. Copies are shared by the mates, whose equal prompts stay equal."""
-        self.original_conds = {
-            name: [copy_cond(cond, copies) for cond in conds] for name, conds in self.given.items()}
+    def copy_prompts(self, copies: Copies) -> None:
+        """Use ControlNets and hooks of its own.
 
-    def open(
+        Args:
+            copies: those of the experts that are evaluated together, whose equal prompts stay equal.
+        """
+        self.original_conds = {
+            name: [copy_cond(cond, copies) for cond in conds] for name, conds in self.own_conds.items()}
+
+    def run_around(
         self, proceed: Callable[[], torch.Tensor], noise: torch.Tensor, latent_image: torch.Tensor,
-        sigmas: torch.Tensor, denoise_mask: torch.Tensor | None, seed: int | None,
+        sigmas: torch.Tensor, *, denoise_mask: torch.Tensor | None, seed: int | None,
     ) -> torch.Tensor:
         """Run `proceed` with this expert loaded and its prompts ready, as the host runs a sampler; returns its result.
 
         The host ends the run in every outcome.
         """
-        opening = Opening(proceed)
+        nested = NestedRun(proceed)
         try:
-            self.sample(noise, latent_image, opening, sigmas, denoise_mask, None, True, seed)
+            self.sample(noise, latent_image, nested, sigmas, denoise_mask=denoise_mask, disable_pbar=True, seed=seed)
         finally:
-            self.run_options, self.reading = {}, None
-        if opening.result is None:
+            self.run_options, self.prediction = {}, None
+        if nested.result is None:
             raise ValueError(
                 "The Saliency Fusion Guider expects experts that run, got one whose model was patched to end its run "
                 "at once; remove that patch."
             )
-        return opening.result
+        return nested.result
 
     def outer_sample(self, noise: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        def bring(executor: Callable[..., Any], *call: Any) -> Any:
+        def load_first(executor: Callable[..., Any], *call: Any) -> Any:
             self.bring_weights()
             return executor(*call)
 
         self.shape = noise.shape
         comfy.patcher_extension.add_wrapper_with_key(
-            WrappersMP.CALC_COND_BATCH, KEY, bring, self.model_options, is_model_options=True)
+            WrappersMP.CALC_COND_BATCH, KEY, load_first, self.model_options, is_model_options=True)
         return super().outer_sample(noise, *args, **kwargs)
 
     def is_present(self) -> bool:
         """Whether the host holds this expert's patched weights, and its ControlNets, ready for use."""
         loaded = {id(model) for model in comfy.model_management.loaded_models()}
-        needed = [self.model_patcher, *(model for own in (self, *self.mates) for model in own.loaded_models)]
+        needed = [self.model_patcher, *(model for own in (self, *self.followers) for model in own.loaded_models)]
         return all(id(model) in loaded for model in needed)
 
     def bring_weights(self) -> None:
         """Have the host load this expert's weights, if they are not there."""
         if not self.is_present():
-            together = enumerate((self, *self.mates))
+            together = enumerate((self, *self.followers))
             conds = {f"{name} {i}": conds for i, own in together for name, conds in own.conds.items()}
             comfy.sampler_helpers.prepare_sampling(self.model_patcher, self.shape, conds, self.model_options)
         self.inner_model.current_patcher = self.model_patcher
 
     def evaluate(
-        self, rows: list[list[dict[str, Any]]], negative: list[bool], x: torch.Tensor, timestep: torch.Tensor,
+        self, rows: list[Conds], negative: list[bool], x: torch.Tensor, timestep: torch.Tensor, *,
         options: dict[str, Any],
     ) -> list[torch.Tensor]:
         """Denoised of each prompt by this expert's model, from one call of the host."""
         with shown_as_pairs(options, rows, negative):
-            return evaluate(self.inner_model, rows, x, timestep, options)
+            return evaluate(self.inner_model, rows, x, timestep, options=options)
 
     def guide(
-        self, cond: torch.Tensor, uncond: torch.Tensor, x: torch.Tensor, timestep: torch.Tensor,
+        self, cond: torch.Tensor, uncond: torch.Tensor, x: torch.Tensor, timestep: torch.Tensor, *,
         options: dict[str, Any],
     ) -> torch.Tensor:
         """The guided denoised of an evaluated pair, as the host's sampling_function makes it, other nodes' functions
-        included; kept as `reading`."""
+        included; kept as `prediction`."""
         skip = math.isclose(self.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
         positive, negative = self.conds["positive"], None if skip else self.conds["negative"]
-        shown = [cond, torch.zeros_like(uncond) if skip else uncond]
-        for function in options.get("sampler_pre_cfg_function", []):
-            shown = function({
-                "conds": [positive, negative], "conds_out": shown, "cond_scale": self.cfg, "timestep": timestep,
-                "input": x, "sigma": timestep, "model": self.inner_model, "model_options": options})
+        shown = run_pre_cfg(
+            self.inner_model, [positive, negative], [cond, torch.zeros_like(uncond) if skip else uncond], self.cfg,
+            x=x, timestep=timestep, options=options)
         guided = comfy.samplers.cfg_function(
-            self.inner_model, shown[0], shown[1], self.cfg, x, timestep, model_options=options, cond=positive,
+            self.inner_model, *shown, self.cfg, x=x, timestep=timestep, model_options=options, cond=positive,
             uncond=negative)
-        self.reading = Reading(cond, uncond, shown[0], shown[1], guided)
+        self.prediction = Prediction(cond, uncond, shown_cond=shown[0], shown_uncond=shown[1], guided=guided)
         return guided
 
-    def latest(self) -> Reading:
+    def latest(self) -> Prediction:
         """Raises ValueError if the prompts were not evaluated in this run."""
-        if self.reading is None:
+        if self.prediction is None:
             raise ValueError(
                 "The Saliency Fusion Guider expects experts whose prompts are evaluated, got one whose model was "
                 "patched to answer otherwise; remove that patch."
             )
-        return self.reading
+        return self.prediction
 
-    def wrap(self, predict: Callable[..., torch.Tensor], x: torch.Tensor, timestep: torch.Tensor,
+    def wrap(self, predict: Callable[..., torch.Tensor], x: torch.Tensor, timestep: torch.Tensor, *,
              options: dict[str, Any], seed: int | None) -> torch.Tensor:
         """`predict(x, timestep, options, seed)` inside the wrappers that other nodes hung around its predictions."""
         wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.PREDICT_NOISE, options, is_model_options=True)
@@ -310,7 +325,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
 
 def may_share(a: ExpertGuider, b: ExpertGuider) -> bool:
     """Whether two experts may be evaluated in one call: one model, and nothing that wants a pair of its own."""
-    models = [own.source if own.model_patcher is own.loaded else own.model_patcher for own in (a, b)]
+    models = [own.source if own.model_patcher is own.own_patcher else own.model_patcher for own in (a, b)]
     if any(own.has_hooks or own.model_options is not own.model_patcher.model_options for own in (a, b)):
         return False  # the latter where a node exchanged the options of a guider's copy
     wrappers = [models[0].get_all_wrappers(WrappersMP.PREDICT_NOISE), comfy.patcher_extension.get_all_wrappers(

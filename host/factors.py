@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_patches.values import extend_factors, make_joint_override, make_value_patch, spread_factors
+from ..attention_patches.values import extend_factors, join_factors, make_joint_override, make_value_patch
 from .families.joint import is_joint, pads_in_front
 from .families.unet import is_unet, reads_text_twice
-from .marks import Call, call_with, find_images, find_rows, leave_out, read_marks, take_marks, watch_regions
+from .marks import Call, call_with, find_images, find_rows, heed_marks, leave_out, take_marks, watch_regions
 from .networks import OVERRIDE, family_name, find_network
+from .protocols import Patcher
 
 SCALE_KEY = "mixology_token_scale"
 
@@ -64,7 +65,7 @@ class TokenScale:
         return torch.where(inside.unsqueeze(1), factors.to(timestep.device), 1.0)
 
 
-def patch_model(model: Any) -> Any:
+def patch_model(model: Patcher) -> Any:
     """A clone of the model that reads factors; a model that does so already stays as it is.
 
     Raises:
@@ -74,11 +75,11 @@ def patch_model(model: Any) -> Any:
         raise ValueError(
             f"Token Attention Scale expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got "
             f"{family_name(model.model)}; its attention gives no place to scale text tokens.")
-    return read_marks(model, SCALE_KEY, hand_out_factors, apply_factors)
+    return heed_marks(model, SCALE_KEY, assign_factors, apply_factors)
 
 
-def hand_out_factors(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
-                     model_options: dict[str, Any]) -> Any:
+def assign_factors(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
+                   model_options: dict[str, Any]) -> Any:
     """Around `calc_cond_batch`: tells the model calls inside which rows to scale."""
     conds, found = take_marks(conds, SCALE_KEY)
     if not found:
@@ -88,8 +89,8 @@ def hand_out_factors(executor: Callable[..., Any], model: Any, conds: list[Any],
     for one in found:
         factors = one.mark.factors_at(model.model_sampling, timestep, images, one.made)
         rows[one.row] = extend_factors(factors, one.read, max(0, one.read - one.own) if pads_in_front(model) else 0)
-    call = Call(found, rows, len(x))
-    return call_with(executor, model, conds, x, timestep, model_options, SCALE_KEY, call)
+    return call_with(executor, model, conds, x, timestep=timestep, model_options=model_options, key=SCALE_KEY,
+                     call=Call(found, rows, len(x)))
 
 
 def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,
@@ -100,8 +101,8 @@ def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_c
     options = leave_out(options, SCALE_KEY)
     if not chunks:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    factors = spread_factors([part if part is None else part.to(x.device) for part in chunks], len(x),
-                             0 if c_crossattn is None else c_crossattn.shape[1])
+    factors = join_factors([part if part is None else part.to(x.device) for part in chunks], len(x),
+                           0 if c_crossattn is None else c_crossattn.shape[1])
     factors = factors.to(executor.class_obj.get_dtype_inference())
     options = scale_attention(executor.class_obj, options, factors, x)
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

@@ -23,6 +23,7 @@ from .conds import check_sigmas, is_active, wants_pairs
 from .experts import Expert, ExpertGuider, is_same_prompt, may_share
 from .maps import RunMaps
 from .own_copies import Copies, check_shared
+from .protocols import Guider, Sampler
 
 NODE = "The Saliency Fusion Guider"
 UNCONDS = ("own", "first")
@@ -30,7 +31,6 @@ POST_CFG = "sampler_post_cfg_function"
 CFG_ONE = "disable_cfg1_optimization"
 
 Options = dict[str, Any]
-Conds = list[dict[str, Any]]
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Run:
     Attributes:
         shape: of the winners, [B, ..., H, W].
         window: sigmas between which the experts are fused, as the host writes a prompt's time range.
-        leads: for each expert the first one that it is evaluated with.
+        leaders: for each expert the first one of those that it is evaluated with, in one call of the model.
         rows: for each expert the first one that evaluates the same positive, and the same negative.
         latest: winners of the last evaluation; winners: those of each step.
         denoised: what the sampler reported last, in model space.
@@ -48,11 +48,27 @@ class Run:
 
     shape: tuple[int, ...]
     window: dict[str, float]
-    leads: list[int]
+    leaders: list[int]
     rows: list[tuple[int, int]] = field(default_factory=list)
     latest: torch.Tensor | None = None
     winners: dict[int, torch.Tensor] = field(default_factory=dict)
     denoised: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a sampler asks of its model: a clean estimate of x at a sigma.
+
+    Attributes:
+        x: [B, C, ..., H, W]; timestep: sigma of each batch item, [B].
+        options: of the run, as the sampler hands them on; added: post-CFG functions that the sampler put in itself.
+    """
+
+    x: torch.Tensor
+    timestep: torch.Tensor
+    options: Options
+    added: list[Any]
+    seed: int | None
 
 
 class SaliencyGuider(ExpertGuider):
@@ -84,37 +100,27 @@ class SaliencyGuider(ExpertGuider):
         self, experts: Sequence[Expert], blur: float, softness: float, start_percent: float, end_percent: float,
         outside: int, saliency_uncond: str,
     ):
-        if len(experts) < 2:
-            raise ValueError(
-                f"The Saliency Fusion Guider expects two experts or more, got {len(experts)}; connect the experts of "
-                f"one Fusion Expert to the next."
-            )
+        check_count(experts)
         check_settings(blur, softness, start_percent, end_percent)
-        if saliency_uncond not in UNCONDS:
-            raise ValueError(f"saliency_uncond expects own or first, got {legible(saliency_uncond)}; pick one of them.")
-        if not 0 <= outside < len(experts):
-            raise ValueError(
-                f"outside expects the number of an expert, 0 to {len(experts) - 1}, got {outside}; lower it or connect "
-                f"more experts."
-            )
+        check_choices(saliency_uncond, outside, len(experts))
         super().__init__(experts[0])
         self.blur, self.softness, self.saliency_uncond = blur, softness, saliency_uncond
         self.start_percent, self.end_percent, self.outside = start_percent, end_percent, outside
         self.others: list[ExpertGuider] = []
         for expert in experts[1:]:
-            held = any(expert.model is other.source for other in self.experts)
-            self.others.append(ExpertGuider(expert, held))
+            shares_model = any(expert.model is other.source for other in self.experts)
+            self.others.append(ExpertGuider(expert, shares_model))
         self.run: Run | None = None
         self.winners: torch.Tensor | None = None  # of the last run, [steps, B, ..., H, W] in bytes
         self.maps = RunMaps()
 
     @property
     def experts(self) -> list[ExpertGuider]:
-        """All experts in order."""
+        """All experts in order. Made when asked: a list of its own would keep this guider alive in itself."""
         return [self, *self.others]
 
     def sample(
-        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor,
+        self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Sampler, sigmas: torch.Tensor,
         denoise_mask: torch.Tensor | None = None, callback: Callable[..., None] | None = None,
         disable_pbar: bool = False, seed: int | None = None,
     ) -> torch.Tensor:
@@ -137,17 +143,19 @@ class SaliencyGuider(ExpertGuider):
                 callback(step, *state)
 
         proceed: Callable[[], torch.Tensor] = partial(
-            super().sample, noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed)
+            super().sample, noise, latent_image, sampler, sigmas, denoise_mask=denoise_mask, callback=report,
+            disable_pbar=disable_pbar, seed=seed)
         for expert in self.others:
-            proceed = partial(expert.open, proceed, noise, latent_image, sigmas, denoise_mask, seed)
+            proceed = partial(expert.run_around, proceed, noise, latent_image, sigmas, denoise_mask=denoise_mask,
+                              seed=seed)
         try:
             result = proceed()
             self._keep(run, result, latent_image)
             return result
         finally:
-            self.run, self.reading = None, None
+            self.run, self.prediction = None, None
             for own in self.experts:
-                own.mates = ()
+                own.followers = ()
 
     def _share(self) -> list[int]:
         """Decide which experts are evaluated together; each of the others gets ControlNets and hooks of its own.
@@ -156,19 +164,19 @@ class SaliencyGuider(ExpertGuider):
             ValueError: where two would disturb each other; see `check_shared`.
         """
         experts = self.experts
-        leads = [next(i for i, lead in enumerate(experts[:n + 1]) if lead is own or may_share(lead, own))
-                 for n, own in enumerate(experts)]
-        for lead in set(leads):
-            mates = [own for own, index in zip(experts, leads) if index == lead]
-            experts[lead].mates = mates[1:]
+        leaders = [next(i for i, leader in enumerate(experts[:n + 1]) if leader is own or may_share(leader, own))
+                   for n, own in enumerate(experts)]
+        for leader in set(leaders):
+            together = [own for own, index in zip(experts, leaders) if index == leader]
+            experts[leader].followers = together[1:]
             copies: Copies = {}
-            for own in mates:
-                if lead > 0:
-                    own.own_prompts(copies)
+            for own in together:
+                if leader > 0:
+                    own.copy_prompts(copies)
                 elif own is not self:
-                    own.original_conds = own.given
+                    own.original_conds = own.own_conds
         check_shared(experts)
-        return leads
+        return leaders
 
     def _keep(self, run: Run, result: torch.Tensor, latent_image: torch.Tensor) -> None:
         """Keep the winners of a finished run for the latents that the host's sampler nodes make of it."""
@@ -187,10 +195,10 @@ class SaliencyGuider(ExpertGuider):
         return {"timestep_start": sampling.percent_to_sigma(self.start_percent),
                 "timestep_end": sampling.percent_to_sigma(self.end_percent)}
 
-    def _match_rows(self, leads: list[int]) -> list[tuple[int, int]]:
+    def _match_rows(self, leaders: list[int]) -> list[tuple[int, int]]:
         """Which expert evaluates each expert's positive and negative; only known once the host made them ready."""
         def first(n: int, name: str) -> int:
-            return next(i for i in range(n + 1) if leads[i] == leads[n] and is_same_prompt(
+            return next(i for i in range(n + 1) if leaders[i] == leaders[n] and is_same_prompt(
                 experts[i].conds[name], experts[n].conds[name]))
 
         experts = self.experts
@@ -200,7 +208,7 @@ class SaliencyGuider(ExpertGuider):
         """The experts to evaluate at this sigma."""
         if not is_active([run.window], timestep):
             return [self.outside]
-        run.rows = run.rows or self._match_rows(run.leads)
+        run.rows = run.rows or self._match_rows(run.leaders)
         if len({(*rows, own.cfg, own.temperature) for rows, own in zip(run.rows, self.experts)}) == 1:
             return [0]
         every = range(len(self.experts))
@@ -221,77 +229,74 @@ class SaliencyGuider(ExpertGuider):
             raise ValueError("The Saliency Fusion Guider expects to be asked during sampling, got no run; use sample.")
         own = self.model_options.get(POST_CFG, [])
         added = [function for function in passed.get(POST_CFG, []) if not any(function is other for other in own)]
+        request = Request(x, timestep, passed, added=added, seed=seed)
         chosen = self._choose(run, timestep)
         if len(chosen) == 1:
             winners = torch.full((len(x), *x.shape[2:]), chosen[0], dtype=torch.uint8, device=x.device)
-            result = self._predict_alone(self.experts[chosen[0]], x, timestep, passed, added, seed)
+            result = self._predict_alone(self.experts[chosen[0]], request)
         else:
-            for group in self._group(chosen, run.leads):
-                self._read(group, run, x, timestep, passed, added, seed)
+            for group in self._group(chosen, run.leaders):
+                self._predict_together(group, run, request)
             saliency = self._measure(chosen, timestep)
             winners = torch.tensor(chosen, dtype=torch.uint8, device=x.device)[pick_winners(saliency)]
-            result = self._fuse(chosen, saliency, x, timestep, passed, added)
+            result = self._fuse(chosen, saliency, request)
         if winners.shape == run.shape:  # some samplers ask for another size midway
             run.latest = winners
         return result
 
-    def _group(self, chosen: list[int], leads: list[int]) -> list[list[int]]:
+    def _group(self, chosen: list[int], leaders: list[int]) -> list[list[int]]:
         """The chosen experts by whom they are evaluated with; those whose weights are present first."""
-        groups = [[n for n in chosen if leads[n] == lead] for lead in sorted(set(leads))]
+        groups = [[n for n in chosen if leaders[n] == leader] for leader in sorted(set(leaders))]
         return sorted([group for group in groups if group],
-                      key=lambda group: not self.experts[leads[group[0]]].is_present())
+                      key=lambda group: not self.experts[leaders[group[0]]].is_present())
 
-    def _options_for(self, expert: ExpertGuider, passed: Options, added: list[Any]) -> Options:
+    def _options_for(self, expert: ExpertGuider, request: Request) -> Options:
         """Options of an expert's own run, without the functions that the sampler added to those of expert 0.
 
         One object for the whole run, as a sampler's: nodes keep their state in it.
         """
+        passed, added = request.options, request.added
         if expert is self:
             return {**passed, POST_CFG: [function for function in passed[POST_CFG] if function not in added]} if (
                 added) else passed
         options, given = expert.run_options, passed.get("transformer_options", {})
         if "sample_sigmas" in given:  # a sampler that runs in pieces sets its own
             options["transformer_options"]["sample_sigmas"] = given["sample_sigmas"]
-        asked = passed.get(CFG_ONE, False) and not self.model_options.get(CFG_ONE, False)
-        options[CFG_ONE] = expert.model_options.get(CFG_ONE, False) or asked
+        wants_both = passed.get(CFG_ONE, False) and not self.model_options.get(CFG_ONE, False)
+        options[CFG_ONE] = expert.model_options.get(CFG_ONE, False) or wants_both
         return options
 
-    def _predict_alone(
-        self, expert: ExpertGuider, x: torch.Tensor, timestep: torch.Tensor, passed: Options, added: list[Any],
-        seed: int | None,
-    ) -> torch.Tensor:
-        options = self._options_for(expert, passed, added)
-        if added:
-            options = {**options, POST_CFG: [*options.get(POST_CFG, []), *added]}
-        return expert.wrap(partial(comfy.samplers.CFGGuider.predict_noise, expert), x, timestep, options, seed)
+    def _predict_alone(self, expert: ExpertGuider, request: Request) -> torch.Tensor:
+        """An expert's guided denoised, with the sampler's functions behind its own."""
+        options = self._options_for(expert, request)
+        if request.added:
+            options = {**options, POST_CFG: [*options.get(POST_CFG, []), *request.added]}
+        predict = partial(comfy.samplers.CFGGuider.predict_noise, expert)
+        return expert.wrap(predict, request.x, request.timestep, options=options, seed=request.seed)
 
-    def _read(
-        self, group: list[int], run: Run, x: torch.Tensor, timestep: torch.Tensor, passed: Options, added: list[Any],
-        seed: int | None,
-    ) -> None:
-        """Evaluate a group of experts in one call and guide each; every one keeps its reading."""
-        lead = self.experts[run.leads[group[0]]]
-        options = self._options_for(lead, passed, added)
+    def _predict_together(self, group: list[int], run: Run, request: Request) -> None:
+        """Evaluate a group of experts in one call and guide each; every one keeps its prediction."""
+        leader = self.experts[run.leaders[group[0]]]
+        options = self._options_for(leader, request)
         if len(group) > 1 and wants_pairs(options):  # a node that a wrapper or sampler put there
             for n in group:
-                self._read([n], run, x, timestep, passed, added, seed)
+                self._predict_together([n], run, request)
             return
-        rows: list[tuple[str, int]] = []  # cond, uncond, more: patches of other packs read position 0 as cond
-        for n in group:
-            for row in (("positive", run.rows[n][0]), ("negative", run.rows[n][1])):
-                if row not in rows:
-                    rows.append(row)
+        # each prompt once: cond, uncond, more, since patches of other packs read position 0 as cond
+        rows = list(dict.fromkeys(
+            row for n in group for row in (("positive", run.rows[n][0]), ("negative", run.rows[n][1]))))
 
         def predict(x: torch.Tensor, timestep: torch.Tensor, options: Options, seed: int | None = None) -> torch.Tensor:
             prompts = [self.experts[n].conds[name] for name, n in rows]
             negative = [name == "negative" for name, _ in rows]
-            found = dict(zip(rows, lead.evaluate(prompts, negative, x, timestep, options)))
+            found = dict(zip(rows, leader.evaluate(prompts, negative, x, timestep, options=options)))
             return [self.experts[n].guide(
                 found["positive", run.rows[n][0]], found["negative", run.rows[n][1]], x, timestep,
-                options if self.experts[n] is lead else self._options_for(self.experts[n], passed, added),
+                options=options if self.experts[n] is leader else self._options_for(self.experts[n], request),
             ) for n in group][0]
 
-        guided = lead.wrap(predict, x, timestep, options, seed)  # wrappers only where the group is one expert
+        # wrappers only where the group is one expert
+        guided = leader.wrap(predict, request.x, request.timestep, options=options, seed=request.seed)
         self.experts[group[0]].latest().guided = guided
 
     def _measure(self, chosen: list[int], timestep: torch.Tensor) -> torch.Tensor:
@@ -304,23 +309,45 @@ class SaliencyGuider(ExpertGuider):
                      for own, uncond in zip(experts, unconds)]
         return compare_saliency(responses, [own.temperature for own in experts], self.blur)
 
-    def _fuse(
-        self, chosen: list[int], saliency: torch.Tensor, x: torch.Tensor, timestep: torch.Tensor, passed: Options,
-        added: list[Any],
-    ) -> torch.Tensor:
-        readings = [self.experts[n].latest() for n in chosen]
-        result = blend_experts([own.guided for own in readings], saliency, self.softness)
-        for function in added:
+    def _fuse(self, chosen: list[int], saliency: torch.Tensor, request: Request) -> torch.Tensor:
+        """The chosen experts' guided predictions in one, behind the functions that the sampler added."""
+        predictions = [self.experts[n].latest() for n in chosen]
+
+        def blend(values: Sequence[torch.Tensor]) -> torch.Tensor:
+            return blend_experts(values, saliency, self.softness)
+
+        result = blend([own.guided for own in predictions])
+        for function in request.added:
             result = function({
                 "denoised": result, "cond": self.conds["positive"], "uncond": self.conds["negative"],
-                "cond_scale": self.cfg, "model": self.inner_model, "sigma": timestep, "model_options": passed,
-                "input": x, "cond_denoised": blend_experts([own.shown_cond for own in readings], saliency,
-                                                           self.softness),
-                "uncond_denoised": blend_experts([own.shown_uncond for own in readings], saliency, self.softness)})
+                "cond_scale": self.cfg, "model": self.inner_model, "sigma": request.timestep,
+                "model_options": request.options, "input": request.x,
+                "cond_denoised": blend([own.shown_cond for own in predictions]),
+                "uncond_denoised": blend([own.shown_uncond for own in predictions])})
         return result
 
 
-def show_maps(guider: Any, latent: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def check_count(experts: Sequence[Expert]) -> None:
+    """Raises ValueError on fewer than two experts."""
+    if len(experts) < 2:
+        raise ValueError(
+            f"The Saliency Fusion Guider expects two experts or more, got {len(experts)}; connect the experts of one "
+            f"Fusion Expert to the next."
+        )
+
+
+def check_choices(saliency_uncond: str, outside: int, experts: int) -> None:
+    """Raises ValueError on an unknown unconditional, or an expert outside the window that is none of them."""
+    if saliency_uncond not in UNCONDS:
+        raise ValueError(f"saliency_uncond expects own or first, got {legible(saliency_uncond)}; pick one of them.")
+    if not 0 <= outside < experts:
+        raise ValueError(
+            f"outside expects the number of an expert, 0 to {experts - 1}, got {outside}; lower it or connect more "
+            f"experts."
+        )
+
+
+def show_maps(guider: Guider, latent: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """What each expert won in the guider's run that made a latent, step by step.
 
     Args:

@@ -8,7 +8,7 @@ them (`cond_or_uncond` and `uuids`).
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ..attention_patches.rows import check_rows, make_region_watch
 from .networks import run_uncompiled
+from .protocols import Patcher
 
 Row = tuple[int, Any]  # index in the guider's list, id
+Conds = list[dict[str, Any]]  # one entry of that list, made ready for sampling
 TEXT = "c_crossattn"  # the host's key for the text that a model reads
 
 
@@ -108,15 +110,15 @@ class Call:
                     f"the node that regroups or replaces prompts while sampling.")
 
 
-def read_marks(model: Any, key: str, hand_out: Callable[..., Any], apply: Callable[..., Any]) -> Any:
+def heed_marks(model: Patcher, key: str, assign: Callable[..., Any], apply: Callable[..., Any]) -> Any:
     """A clone of the model whose calls heed the marks of conditionings; one that does so already stays as it is.
 
     Args:
-        hand_out: around `calc_cond_batch`, where conditionings are seen, to note what rows they will be.
+        assign: around `calc_cond_batch`, where conditionings are seen, to note what rows they will be.
         apply: around one call of the model, where rows are, to patch attention for this call.
     """
     clone = model.clone()
-    for kind, wrapper in ((WrappersMP.CALC_COND_BATCH, hand_out), (WrappersMP.APPLY_MODEL, apply)):
+    for kind, wrapper in ((WrappersMP.CALC_COND_BATCH, assign), (WrappersMP.APPLY_MODEL, apply)):
         clone.remove_wrappers_with_key(kind, key)
         clone.add_wrapper_with_key(kind, key, wrapper)
     return clone
@@ -139,29 +141,37 @@ def is_marked(options: dict[str, Any]) -> bool:
     return any(isinstance(value, Mark) for value in options.get("model_conds", {}).values())
 
 
-def take_marks(conds: list[list[dict[str, Any]] | None], key: str) -> tuple[list[Any], list[Found]]:
+def list_rows(conds: Sequence[Conds | None]) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Every conditioning of a `calc_cond_batch` call, with the row that it will be."""
+    return (((index, cond["uuid"]), cond) for index, group in enumerate(conds) for cond in group or ())
+
+
+def take_marks(conds: list[Conds | None], key: str) -> tuple[list[Any], list[Found]]:
     """The conditionings of a `calc_cond_batch` call without their marks, and the marks.
 
     The caller's own lists are left as they are, and handed on where there is nothing to take.
     """
-    if not any(key in cond["model_conds"] for group in conds for cond in group or []):
+    marked = [(row, cond) for row, cond in list_rows(conds) if key in cond["model_conds"]]
+    if not marked:
         return conds, []
-    found, bare = [], []
-    for index, group in enumerate(conds):
-        owners: dict[int, dict[str, Any]] = {}  # a region that reads another's text comes after it, with the same mark
-        taken = []
-        for cond in group or []:
-            held = cond["model_conds"]
-            if key in held:
-                owner, text = owners.setdefault(id(held[key]), cond), held.get(TEXT)
-                read = 0 if text is None else text.cond.shape[1]
-                own = owner["cross_attn"].shape[1] if "cross_attn" in owner else read
-                made = {} if held[key].made is None else held[key].made
-                found.append(Found((index, cond["uuid"]), held[key].cond, made, cond, own, read))
-                cond = {**cond, "model_conds": {name: value for name, value in held.items() if name != key}}
-            taken.append(cond)
-        bare.append(group if group is None else taken)
-    return bare, found
+    found: list[Found] = []
+    owners: dict[Any, dict[str, Any]] = {}  # a region that reads another's text comes after it, with the same mark
+    for row, cond in marked:
+        mark, text = cond["model_conds"][key], cond["model_conds"].get(TEXT)
+        owner = owners.setdefault((row[0], id(mark)), cond)
+        read = 0 if text is None else text.cond.shape[1]
+        own = owner["cross_attn"].shape[1] if "cross_attn" in owner else read
+        found.append(Found(
+            row=row, mark=mark.cond, made={} if mark.made is None else mark.made, cond=cond, own=own, read=read))
+    return [None if group is None else [without_mark(cond, key) for cond in group] for group in conds], found
+
+
+def without_mark(cond: dict[str, Any], key: str) -> dict[str, Any]:
+    """A conditioning as a model without our patch reads it; one without a mark as it is."""
+    given = cond["model_conds"]
+    if key not in given:
+        return cond
+    return {**cond, "model_conds": {name: value for name, value in given.items() if name != key}}
 
 
 def is_due(cond: dict[str, Any], timestep: Tensor) -> bool:
@@ -171,7 +181,7 @@ def is_due(cond: dict[str, Any], timestep: Tensor) -> bool:
     return "default" not in cond and started and not ended
 
 
-def call_with(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
+def call_with(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, *, timestep: Tensor,
               model_options: dict[str, Any], key: str, call: Call) -> Any:
     """Calls on with options whose model calls find `call` under `key`, and checks that each mark's row came up.
 
@@ -180,7 +190,7 @@ def call_with(executor: Callable[..., Any], model: Any, conds: list[Any], x: Ten
     options = model_options.get("transformer_options", {})
     below = {**model_options, "transformer_options": {**options, key: call}}
     with run_uncompiled(model, options, call.found[0].mark.node):
-        result = call_below(executor, model, conds, x, timestep, below, options)
+        result = call_below(executor, model, conds, x, timestep=timestep, below=below, options=options)
     call.check(timestep)
     return result
 
@@ -244,7 +254,7 @@ def find_images(x: Tensor, model_options: dict[str, Any]) -> tuple[int, list[int
 
 # --------------------------------------------------------------------------------------------------- regions
 
-def keep_text(model: Any, key: str, mark: Any, text: Tensor) -> None:
+def keep_text(model: Patcher, key: str, mark: Any, text: Tensor) -> None:
     """Lets a patched model know the text of a mark, to tell where it is read without its mark."""
     options = model.model_options["transformer_options"]
     options[f"{key}_texts"] = [*options.get(f"{key}_texts", ()), (mark, text)]

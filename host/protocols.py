@@ -17,6 +17,10 @@ class Patcher(Protocol):
 
     def get_model_object(self, name: str) -> Any: ...
 
+    def get_all_wrappers(self, wrapper_type: str) -> list[Any]: ...
+
+    def is_dynamic(self) -> bool: ...
+
 
 class Guider(Protocol):
     """A GUIDER in a run, as samplers see it: the host's CFGGuider, whose model is loaded."""

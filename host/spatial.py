@@ -2,22 +2,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.samplers
 import node_helpers
 import torch
 
-from ..samplers.masks import check_style_masks, normalise_masks, resize_masks
-from ..samplers.spatial import (
-    blend_guidance,
-    blend_styles,
-    parse_cfg_list,
-)
-from .conds import Conds, check_sigmas, evaluate, is_active, shown_as_pairs, wants_pairs
+from ..samplers.masks import blend_styles, check_style_masks, normalise_masks, resize_masks
+from ..samplers.spatial import blend_guidance, parse_cfg_list
+from .conds import check_sigmas, evaluate, is_active, run_pre_cfg, shown_as_pairs, wants_pairs
+from .marks import Conds
+from .protocols import Patcher, Sampler
 
 STYLE = "mixology_style"  # own key in a cond: which style it belongs to
+POST_CFG = "sampler_post_cfg_function"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The styles that a step paints.
+
+    Attributes:
+        styles: conds of each; negatives: those of the negative for each.
+        weights: their masks, [N, H, W], summing to 1; scales: CFG of each.
+    """
+
+    styles: list[Conds]
+    negatives: list[Conds]
+    weights: torch.Tensor
+    scales: list[float]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all have one CFG."""
+        return len(set(self.scales)) == 1
+
+    @property
+    def is_unguided(self) -> bool:
+        """Whether none needs its negative."""
+        return all(math.isclose(scale, 1.0) for scale in self.scales)
 
 
 class EpsilonMergeGuider(comfy.samplers.CFGGuider):
@@ -47,7 +72,7 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
     """
 
     def __init__(
-        self, model: Any, masks: torch.Tensor, positives: Mapping[str, Any], negative: Any, cfg: float,
+        self, model: Patcher, masks: torch.Tensor, positives: Mapping[str, Any], negative: Any, cfg: float,
         cfg_per_style: str = "",
     ):
         super().__init__(model)
@@ -78,8 +103,8 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
                 "The Epsilon Merge Guider expects the prompts of its own styles, got another prompt from a node that "
                 "exchanges a guider's prompts; remove that node, or use CFG Guider with it.")
 
-    def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Any, sigmas: torch.Tensor, *args: Any,
-               **kwargs: Any) -> torch.Tensor:
+    def sample(self, noise: torch.Tensor, latent_image: torch.Tensor, sampler: Sampler, sigmas: torch.Tensor,
+               *args: Any, **kwargs: Any) -> torch.Tensor:
         check_sigmas(sigmas, "The Epsilon Merge Guider")
         return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
@@ -120,64 +145,70 @@ class EpsilonMergeGuider(comfy.samplers.CFGGuider):
             negatives.append(shared if len(own) == len(shared) else own)
         return styles, negatives
 
+    def _choose_styles(self, x: torch.Tensor, timestep: torch.Tensor) -> Shown:
+        """The styles that are painted and in their time at this sigma; all of them where none is."""
+        styles, negatives = self._split_conds()
+        weights = self._weights_for(x)
+        chosen = [i for i, style in enumerate(styles) if self.painted[i] and is_active(style, timestep)]
+        chosen = chosen or list(range(len(styles)))
+        if len(chosen) < len(styles):
+            styles, negatives = [styles[i] for i in chosen], [negatives[i] for i in chosen]
+            weights = normalise_masks(torch.stack([weights[i] for i in chosen]))
+        scales = [self.own_scales[i] if i < len(self.own_scales) else self.cfg for i in chosen]
+        return Shown(styles, negatives, weights, scales)
+
     def predict_noise(
         self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any] | None = None,
         seed: int | None = None,
     ) -> torch.Tensor:
         """The guided denoised, [B, C, ..., H, W]."""
         options = model_options or {}
-        styles, negatives = self._split_conds()
-        weights = self._weights_for(x)
-        shown = [i for i, style in enumerate(styles) if self.painted[i] and is_active(style, timestep)]
-        shown = shown or list(range(len(styles)))
-        if len(shown) < len(styles):
-            styles, negatives = [styles[i] for i in shown], [negatives[i] for i in shown]
-            weights = normalise_masks(torch.stack([weights[i] for i in shown]))
-        scales = [self.own_scales[i] if i < len(self.own_scales) else self.cfg for i in shown]
-        cfg = scales[0] if len(set(scales)) == 1 else self.cfg
-        skip = all(math.isclose(scale, 1.0) for scale in scales) and not options.get("disable_cfg1_optimization", False)
-
-        conds, unconds = self._evaluate(styles, None if skip else negatives, x, timestep, options)
-        merged, plain = blend_styles(conds, weights), blend_styles(unconds, weights)
-        cond_list = [entry for style, weight in zip(styles, weights) for entry in confine(style, weight, x)]
+        shown = self._choose_styles(x, timestep)
+        cfg = shown.scales[0] if shown.is_even else self.cfg
+        skip = shown.is_unguided and not options.get("disable_cfg1_optimization", False)
+        conds, unconds = self._evaluate(shown.styles, None if skip else shown.negatives, x, timestep, options=options)
+        merged, plain = blend_styles(conds, shown.weights), blend_styles(unconds, shown.weights)
+        cond_list = [entry for style, weight in zip(shown.styles, shown.weights) for entry in confine(style, weight, x)]
         uncond_list = None if skip else self.conds["negative"]
-        cond, uncond = merged, plain
-        for function in options.get("sampler_pre_cfg_function", []):
-            cond, uncond, *_ = function({
-                "conds": [cond_list, uncond_list], "conds_out": [cond, uncond], "cond_scale": cfg,
-                "timestep": timestep, "input": x, "sigma": timestep, "model": self.inner_model,
-                "model_options": options})
-        if len(set(scales)) > 1:
+        cond, uncond = run_pre_cfg(
+            self.inner_model, [cond_list, uncond_list], [merged, plain], cfg, x=x, timestep=timestep, options=options)
+        if not shown.is_even:
             shift = (cond - uncond) - (merged - plain)  # what the functions changed, in every style alike
             own = blend_guidance(
-                [value + shift for value in conds], unconds, weights, [scale - cfg for scale in scales])
-            options = {**options, "sampler_post_cfg_function": [
-                lambda args: args["denoised"] + own, *options.get("sampler_post_cfg_function", [])]}
+                [value + shift for value in conds], unconds, shown.weights, [scale - cfg for scale in shown.scales])
+            options = add_first(options, own)
         return comfy.samplers.cfg_function(
-            self.inner_model, cond, uncond, cfg, x, timestep, model_options=options, cond=cond_list,
+            self.inner_model, cond, uncond, cfg, x=x, timestep=timestep, model_options=options, cond=cond_list,
             uncond=uncond_list)
 
     def _evaluate(
-        self, styles: list[Conds], negatives: list[Conds] | None, x: torch.Tensor, timestep: torch.Tensor,
+        self, styles: list[Conds], negatives: list[Conds] | None, x: torch.Tensor, timestep: torch.Tensor, *,
         options: dict[str, Any],
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Predictions c_i and u_i of each style, from one call of the host; u_i is zero without `negatives`."""
         if wants_pairs(options):
-            pairs = [evaluate(self.inner_model, [style, own], x, timestep, options)
+            pairs = [evaluate(self.inner_model, [style, own], x, timestep, options=options)
                      for style, own in zip(styles, negatives or [None] * len(styles))]
             return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        distinct: list[Conds | None] = [None]
-        which = [0] * len(styles)
-        if negatives is not None:
-            distinct = [conds for i, conds in enumerate(negatives) if not any(conds is n for n in negatives[:i])]
-            which = [next(k for k, conds in enumerate(distinct) if conds is own) for own in negatives]
+        distinct, which = find_distinct(negatives) if negatives is not None else ([None], [0] * len(styles))
         # cond, uncond, more: patches of other packs read position 0 as cond and 1 as uncond
         more = len(styles) - 1
         lists = [styles[0], distinct[0], *styles[1:], *distinct[1:]]
         with shown_as_pairs(options, lists, [False, True, *[False] * more, *[True] * (len(distinct) - 1)]):
-            first, second, *rest = evaluate(self.inner_model, lists, x, timestep, options)
+            first, second, *rest = evaluate(self.inner_model, lists, x, timestep, options=options)
         unconds = [second, *rest[more:]]
         return [first, *rest[:more]], [unconds[k] for k in which]
+
+
+def find_distinct(lists: Sequence[Conds]) -> tuple[list[Conds], list[int]]:
+    """The lists without those that come again, and for each list its place among them; told apart by identity."""
+    distinct = [conds for i, conds in enumerate(lists) if not any(conds is before for before in lists[:i])]
+    return distinct, [next(k for k, conds in enumerate(distinct) if conds is own) for own in lists]
+
+
+def add_first(options: dict[str, Any], guidance: torch.Tensor) -> dict[str, Any]:
+    """Options whose post-CFG functions of other nodes see a prediction with `guidance` added."""
+    return {**options, POST_CFG: [lambda args: args["denoised"] + guidance, *options.get(POST_CFG, [])]}
 
 
 def confine(conds: Conds, weight: torch.Tensor, like: torch.Tensor) -> Conds:

@@ -5,10 +5,11 @@ from typing import Any
 
 from .factors import SCALE_KEY, TokenScale, patch_model
 from .marks import keep_text, mark_conditioning
+from .protocols import Patcher
 from .words import parse_scales, place_scales
 
 
-def scale_tokens(model: Any, clip: Any, text: str, scales: str, start_percent: float, end_percent: float,
+def scale_tokens(model: Patcher, clip: Any, text: str, scales: str, start_percent: float, end_percent: float,
                  ) -> tuple[Any, list[Any]]:
     """The model that reads factors, and the text as CLIPTextEncode encodes it, with the factors of its phrases.
 

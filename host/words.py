@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..samplers.wording import legible
@@ -57,25 +58,28 @@ def parse_scales(text: str) -> list[Scale]:
     Raises:
         ValueError: for a line that reads otherwise, a factor beyond +-10, or lists of unequal length.
     """
-    scales = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        phrase, _, values = (part.strip() for part in line.rpartition("="))
-        if not phrase or not VALUES.fullmatch(values):
-            raise ValueError(
-                f"Token Attention Scale expected lines such as 'tiger = -1.5' or 'tiger = [-1, 0, 1]', got "
-                f"'{legible(line)}'; write one phrase, '=' and its value.")
-        factors = [float(value) for value in re.findall(NUMBER, values)]
-        if max(map(abs, factors)) > LIMIT:
-            raise ValueError(
-                f"Token Attention Scale expected values from -{LIMIT:g} to {LIMIT:g}, got '{legible(line)}'; choose "
-                f"a smaller one.")
-        scales.append((phrase, factors))
+    scales = [parse_line(line) for line in map(str.strip, text.splitlines()) if line]
     lengths = {len(factors) for _, factors in scales} - {1}
     if len(lengths) > 1:
         raise ValueError(
             f"Token Attention Scale expected lists of one length, got {sorted(lengths)}; give every list one value for "
             f"each image of the batch.")
     return scales
+
+
+def parse_line(line: str) -> Scale:
+    """A line `phrase = s` or `phrase = [s, s, ...]`; raises ValueError for one that reads otherwise, or beyond +-10."""
+    phrase, _, values = (part.strip() for part in line.rpartition("="))
+    if not phrase or not VALUES.fullmatch(values):
+        raise ValueError(
+            f"Token Attention Scale expected lines such as 'tiger = -1.5' or 'tiger = [-1, 0, 1]', got "
+            f"'{legible(line)}'; write one phrase, '=' and its value.")
+    factors = [float(value) for value in re.findall(NUMBER, values)]
+    if max(map(abs, factors)) > LIMIT:
+        raise ValueError(
+            f"Token Attention Scale expected values from -{LIMIT:g} to {LIMIT:g}, got '{legible(line)}'; choose a "
+            f"smaller one.")
+    return phrase, factors
 
 
 def place_scales(clip: Any, text: str, scales: list[Scale], tokens: int) -> Tensor:
@@ -87,19 +91,30 @@ def place_scales(clip: Any, text: str, scales: list[Scale], tokens: int) -> Tens
         ValueError: if a phrase is not in the prompt, or the text encoder's tokens cannot be told apart.
     """
     factors = torch.ones(max([1, *(len(values) for _, values in scales)]), tokens)
-    if scales:
-        readings = read_prompt(clip, text, tokens)
-        for phrase, values in scales:
-            places: set[int] = set()
-            for encoder, parts in readings:
-                found = find_phrase(parts, phrase)
-                if not found:
-                    raise ValueError(
-                        f"Token Attention Scale finds no '{legible(phrase)}' in the prompt; choose from its words as "
-                        f"the tokenizer {encoder} sees them: {list_words(parts)}.")
-                places.update(*found)
-            factors[:, sorted(places)] *= torch.tensor(values).unsqueeze(1)
+    prompts = read_prompt(clip, text, tokens) if scales else []
+    for phrase, values in scales:
+        factors[:, find_tokens(prompts, phrase)] *= rearrange(torch.tensor(values), "values -> values 1")
     return factors
+
+
+def find_tokens(prompts: list[tuple[str, list[Part]]], phrase: str) -> list[int]:
+    """The tokens of a phrase wherever it occurs in a prompt.
+
+    Args:
+        prompts: the prompt as each tokenizer reads it; see `read_prompt`.
+
+    Raises:
+        ValueError: if one of them does not read the phrase.
+    """
+    places: set[int] = set()
+    for encoder, parts in prompts:
+        found = find_phrase(parts, phrase)
+        if not found:
+            raise ValueError(
+                f"Token Attention Scale finds no '{legible(phrase)}' in the prompt; choose from its words as the "
+                f"tokenizer {encoder} sees them: {list_words(parts)}.")
+        places.update(*found)
+    return sorted(places)
 
 
 # --------------------------------------------------------------------------------------------------- words
@@ -194,20 +209,25 @@ def check_encoder(clip: Any, encoded: dict[str, list[Any]], placed: int, tokens:
 
 def place_encoders(encoder: Any, encoded: dict[str, list[Any]], tokens: int) -> list[tuple[str, int, int]]:
     """Where each tokenizer's sequence lies in the conditioning: its name, first position and tokens."""
-    lengths = {name: sum(len(chunk) for chunk in chunks) for name, chunks in encoded.items()}
+    lengths = {name: sum(map(len, chunks)) for name, chunks in encoded.items()}
     names = set(encoded)
     if names == {"g", "l"}:  # SDXL: side by side in the channels
         return [(name, 0, min(lengths.values())) for name in ("l", "g")]
     if names == {"l", "t5xxl"}:  # Flux: CLIP gives the pooled vector only
         return [("t5xxl", 0, lengths["t5xxl"])]
-    if names == {"g", "l", "t5xxl"}:  # SD3: CLIP side by side, then T5; any of them may be left out
-        present = [name for name in ("l", "g") if getattr(encoder, f"clip_{name}", None) is not None]
-        cut = min((lengths[name] for name in present), default=0)
-        places = [(name, 0, cut) for name in present]
-        return places if getattr(encoder, "t5xxl", None) is None else [*places, ("t5xxl", cut, lengths["t5xxl"])]
+    if names == {"g", "l", "t5xxl"}:
+        return place_sd3_encoders(encoder, lengths)
     if names == {"qwen25_7b"}:  # Qwen-Image: the front of the chat template is cut off
         return [("qwen25_7b", tokens - lengths["qwen25_7b"], lengths["qwen25_7b"])]
     return [(name, 0, length) for name, length in lengths.items()] if len(names) == 1 else []
+
+
+def place_sd3_encoders(encoder: Any, lengths: dict[str, int]) -> list[tuple[str, int, int]]:
+    """As `place_encoders` for SD3: CLIP side by side, then T5; any of them may be left out."""
+    present = [name for name in ("l", "g") if getattr(encoder, f"clip_{name}", None) is not None]
+    cut = min((lengths[name] for name in present), default=0)
+    places = [(name, 0, cut) for name in present]
+    return places if getattr(encoder, "t5xxl", None) is None else [*places, ("t5xxl", cut, lengths["t5xxl"])]
 
 
 def spell_prompt(tokenizer: Any, chunks: list[Any], embeddings: list[str], start: int) -> Spelled:

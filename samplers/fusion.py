@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 
 from .masks import blend_styles
 
@@ -54,7 +55,8 @@ def blur_response(response: torch.Tensor, side: int) -> torch.Tensor:
     if side <= 1:
         return response
     height, width = response.shape[-2:]
-    pooled = F.avg_pool2d(response.reshape(-1, 1, height, width), side, stride=1, padding=(side - 1) // 2)
+    pictures = rearrange(response, "... h w -> (...) 1 h w")
+    pooled = F.avg_pool2d(pictures, side, stride=1, padding=(side - 1) // 2)
     if side % 2 == 0:
         pooled = F.interpolate(pooled, size=(height, width), mode="bilinear", align_corners=False)
     return pooled.reshape(response.shape)
@@ -72,7 +74,7 @@ def compare_saliency(responses: Sequence[torch.Tensor], temperatures: Sequence[f
     """
     side = box_side(blur, *responses[0].shape[-2:])
     heats = [k * blur_response(response, side) for response, k in zip(responses, temperatures)]
-    return torch.stack([heat.flatten(1).log_softmax(1).reshape(heat.shape) for heat in heats])
+    return torch.stack([rearrange(heat, "b ... -> b (...)").log_softmax(1).reshape(heat.shape) for heat in heats])
 
 
 def pick_winners(saliency: torch.Tensor) -> torch.Tensor:
@@ -95,8 +97,8 @@ def blend_experts(values: Sequence[torch.Tensor], saliency: torch.Tensor, softne
         softness: 0 takes the winner; a large one averages.
     """
     if softness > 0:
-        return blend_styles(values, (saliency / softness).softmax(0).unsqueeze(2))
-    winners = pick_winners(saliency).unsqueeze(1)
+        return blend_styles(values, rearrange((saliency / softness).softmax(0), "n b ... -> n b 1 ..."))
+    winners = rearrange(pick_winners(saliency), "b ... -> b 1 ...")
     result = values[0]
     for i, value in enumerate(values[1:], 1):
         result = torch.where(winners == i, value, result)
@@ -113,7 +115,7 @@ def draw_winners(winners: torch.Tensor, factor: int) -> torch.Tensor:
     count = int(winners.max()) + 1
     colours = torch.tensor([
         [part * DARKER ** (i // len(PALETTE)) for part in PALETTE[i % len(PALETTE)]] for i in range(count)])
-    enlarged = winners.flatten(0, -3).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    enlarged = repeat(winners, "steps ... h w -> (steps ...) (h down) (w across)", down=factor, across=factor)
     return colours[enlarged.long()]
 
 
@@ -123,7 +125,8 @@ def split_winners(winners: torch.Tensor, experts: int) -> torch.Tensor:
     Args:
         winners: expert indices, [steps, B, ..., H, W].
     """
-    return torch.cat([(winners == i).float().flatten(0, -3) for i in range(experts)])
+    won = [(winners == i).float() for i in range(experts)]
+    return rearrange(won, "experts steps ... h w -> (experts steps ...) h w")
 
 
 def check_settings(blur: float, softness: float, start_percent: float, end_percent: float) -> None:

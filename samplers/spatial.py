@@ -66,14 +66,14 @@ def draw_gradient_masks(
     Raises:
         ValueError: for a number out of range, more masks than a guider takes, or more than memory holds.
     """
-    check_gradient(width, height, profile, parts, angle, sharpness, rows)
+    check_gradient(width, height, profile, parts, angle=angle, sharpness=sharpness, rows=rows)
     columns = split_ramp(draw_ramp(width, height, angle), parts, profile, sharpness)
     lines = split_ramp(draw_ramp(width, height, angle + 90), rows, profile, sharpness)
     return torch.stack([(line * column).float() for line in lines for column in columns])
 
 
 def check_gradient(
-    width: int, height: int, profile: str, parts: int, angle: float, sharpness: float, rows: int,
+    width: int, height: int, profile: str, parts: int, *, angle: float, sharpness: float, rows: int,
 ) -> None:
     """Raises ValueError for masks that cannot be drawn, before memory is asked for."""
     for name, value, most in (("width", width, MAX_SIDE), ("height", height, MAX_SIDE), ("parts", parts, MAX_MASKS),
@@ -117,7 +117,7 @@ def parse_cfg_list(text: str, styles: int) -> list[float]:
     Raises:
         ValueError: on an unreadable entry, one outside 0..100, or more entries than styles.
     """
-    values = parse_numbers(text, "cfg_per_style", 100.0, "5, 7.5", "cfg for every style")
+    values = parse_numbers(text, "cfg_per_style", 100.0, example="5, 7.5", fallback="cfg for every style")
     if len(values) > styles:
         raise ValueError(
             f"cfg_per_style expects at most one number per style, got {len(values)} numbers for {styles} styles; "

@@ -274,7 +274,7 @@ def test_an_empty_style_is_left_out(model: Any) -> None:
     masks = torch.stack([MASKS[0], torch.zeros(24, 20), MASKS[1]])
     merged, three = merge(model, masks, FIRST, THIRD, SECOND)
     _, two = merge(model, MASKS, FIRST, SECOND)
-    assert len(read_mark(three[0][1], KEY).styles) == 1
+    assert len(read_mark(three[0][1], KEY).texts) == 1
     assert torch.equal(*(sample(tiny.cfg_guider(merged, positive, NEGATIVE)) for positive in (three, two)))
 
 

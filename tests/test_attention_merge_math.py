@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixology.attention_patches.attention_merge import MergedAttention, RowMerge, spread_rows
+from mixology.attention_patches.attention_merge import MergedAttention, StyleTexts, expand_rows
 from mixology.attention_patches.masks import StyleMasks
 from mixology.samplers.spatial import draw_gradient_masks
 from torch import Tensor
@@ -33,7 +33,7 @@ def layer(merged: MergedAttention, n: Tensor, context: Tensor, size: tuple[int, 
           func: Any = softmax_attention) -> Tensor:
     """What the host's block does: the list patch, the projections, the override."""
     options = {"activations_shape": [len(n), INNER, *size]}
-    n, keys, values = merged.lay_side_by_side(n, context, context if value is None else value, options)
+    n, keys, values = merged.join_texts(n, context, context if value is None else value, options)
     dtype = n.dtype
     return merged.attend_each(func, n @ TO_Q.to(dtype), keys @ TO_K.to(dtype), values @ TO_V.to(dtype), HEADS, None)
 
@@ -57,8 +57,8 @@ def masks_of(count: int, height: int = 12, width: int = 20, seed: int = 5) -> Te
 
 
 def merge_of(rows: slice, contexts: list[Tensor], masks: Tensor, factors: list[Tensor | None] | None = None,
-             picture: tuple[int, int] = (6, 10)) -> RowMerge:
-    return RowMerge(rows, contexts, factors or [None] * len(contexts), StyleMasks(masks), picture)
+             picture: tuple[int, int] = (6, 10)) -> tuple[slice, StyleTexts]:
+    return rows, StyleTexts(contexts, factors or [None] * len(contexts), StyleMasks(masks), picture)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> None:
@@ -134,11 +134,11 @@ def test_one_text_for_each_image() -> None:
         close(ours[row:row + 1], layer(single, n[row:row + 1], context[row:row + 1], (3, 5)), 1e-12)
 
 
-def test_spread_rows() -> None:
+def test_expand_rows() -> None:
     part = draw(2, 3, 4)
-    spread = spread_rows(part, slice(1, 3), 5)
-    assert torch.equal(spread, part[[0, 0, 1, 0, 0]]) and spread.shape == (5, 3, 4)
-    assert torch.equal(spread_rows(part[:1], slice(0, 5), 5), part[[0] * 5])
+    expanded = expand_rows(part, slice(1, 3), 5)
+    assert torch.equal(expanded, part[[0, 0, 1, 0, 0]]) and expanded.shape == (5, 3, 4)
+    assert torch.equal(expand_rows(part[:1], slice(0, 5), 5), part[[0] * 5])
 
 
 # --------------------------------------------------------------------------------------------------- masks
@@ -268,9 +268,9 @@ def test_changed_tokens_and_a_dropped_override_are_errors() -> None:
     with pytest.raises(ValueError, match="expected 20 picture and 16 text tokens in a layer, got 15 and 16; remove"):
         layer(merged, n, context, (4, 5))
     options = {"activations_shape": [1, INNER, 3, 5]}
-    _, keys, values = merged.lay_side_by_side(n, context, context, options)
+    _, keys, values = merged.join_texts(n, context, context, options)
     with pytest.raises(ValueError, match="expected 15 picture and 16 text tokens in a layer, got 15 and 32; remove"):
         merged.attend_each(softmax_attention, n @ TO_Q, (keys @ TO_K).repeat(1, 2, 1), values @ TO_V, HEADS)
-    merged.lay_side_by_side(n, context, context, options)
+    merged.join_texts(n, context, context, options)
     with pytest.raises(ValueError, match="expected to compute the model's text attention, got a node that replaces"):
-        merged.lay_side_by_side(n, context, context, options)
+        merged.join_texts(n, context, context, options)

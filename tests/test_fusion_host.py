@@ -278,7 +278,7 @@ def test_nothing_is_kept_or_changed(model: Any, others: dict[str, Any]) -> None:
     guider = fuser([spec(model), spec(others["v"], OTHER), spec(model, OTHER, OTHER)])
     assert guider.model_patcher is model and guider.cfg == 3.0
     first = run(guider, latent, sigmas)
-    assert guider.run is None and all(own.reading is None and not own.run_options for own in guider.experts)
+    assert guider.run is None and all(own.prediction is None and not own.run_options for own in guider.experts)
     assert torch.equal(run(guider, latent, sigmas), first)
     assert [(repr(one.model_options), one.patches_uuid, one.object_patches, one.hook_mode) for one in pair] == before
     assert all(torch.equal(a, b[0][0]) for a, b in zip(prompts, (POSITIVE, OTHER, NEGATIVE)))

@@ -1,6 +1,10 @@
-"""Loading and failure of fused experts: once per run, evicted and brought back, interrupted, out of memory."""
+"""Loading and failure of fused experts: once per run, evicted and brought back, interrupted, freed at the end."""
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
@@ -111,7 +115,7 @@ def test_failure_in_the_middle_leaves_the_host_usable(model: Any, place: int, er
     with pytest.raises(error):
         run(guider, LATENT, sigmas)
     assert cleaned == [0, 1] and model.model.current_patcher is None
-    assert guider.run is None and all(own.reading is None and not own.run_options for own in guider.experts)
+    assert guider.run is None and all(own.prediction is None and not own.run_options for own in guider.experts)
     assert [expert.hook_mode for expert in pair] == modes
     assert all(own.model_options is own.model_patcher.model_options for own in guider.experts)
     with pytest.raises(ValueError, match="got one without a finished run"):
@@ -173,3 +177,37 @@ def test_the_guider_of_one_run_serves_the_next(model: Any) -> None:
     sigmas = tiny.sigmas_of(model, "simple", 3)
     assert torch.equal(run(guider, LATENT, sigmas), run(fresh, LATENT, sigmas))
     assert torch.equal(guider.winners, fresh.winners)
+
+
+def sample(guider: Any) -> None:
+    run(guider, LATENT, tiny.sigmas_of(guider.model_patcher, "simple", 3))
+
+
+def sample_a_copy(guider: Any) -> None:
+    sample(copy.copy(guider))
+
+
+def fail(guider: Any) -> None:
+    def stop(*args: Any) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(guider, LATENT, tiny.sigmas_of(guider.model_patcher, "simple", 3), callback=stop)
+
+
+@pytest.mark.parametrize("use", [None, sample, sample_a_copy, fail])
+def test_what_nobody_holds_is_freed_at_once(model: Any, use: Callable[[Any], None] | None) -> None:
+    """A checkpoint's gigabytes do not wait for the garbage collector: guider and models are in no circle."""
+    first, second = nudge(model, 1), nudge(tiny.unet(seed=1), 2)
+    guider = fuser([spec(first), spec(second, OTHER), spec(second, POSITIVE, OTHER)])  # two in one call
+    held = [weakref.ref(thing) for thing in (*guider.experts, first, second, second.model)]
+    gc.collect()
+    gc.disable()
+    try:
+        if use is not None:
+            use(guider)
+        comfy.model_management.unload_all_models()
+        del guider, first, second
+        assert [ref() for ref in held] == [None] * len(held)
+    finally:
+        gc.enable()

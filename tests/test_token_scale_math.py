@@ -7,9 +7,9 @@ import pytest
 import torch
 from mixology.attention_patches.values import (
     extend_factors,
+    join_factors,
     make_joint_override,
     make_value_patch,
-    spread_factors,
 )
 from torch import Tensor
 
@@ -48,8 +48,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
 def test_factors_of_chunks_are_laid_out_by_row_and_repeated_with_the_text() -> None:
     """Contexts of unequal length are repeated to a common one by the host."""
     first, second = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, -1.0, 3.0], [1.0, 0.0, 5.0]])
-    spread = spread_factors([first, None, second], 6, 6)
-    assert spread.tolist() == [
+    joined = join_factors([first, None, second], 6, 6)
+    assert joined.tolist() == [
         [1, 2, 1, 2, 1, 2], [1, 2, 1, 2, 1, 2], [1] * 6, [1] * 6, [1, -1, 3, 1, -1, 3], [1, 0, 5, 1, 0, 5]]
 
 
@@ -60,7 +60,7 @@ def test_factors_of_chunks_are_laid_out_by_row_and_repeated_with_the_text() -> N
 ])
 def test_a_call_that_another_node_changed_is_refused(chunks: list[Any], rows: int, tokens: int) -> None:
     with pytest.raises(ValueError, match="Token Attention Scale expected .* got .*; remove the node"):
-        spread_factors(chunks, rows, tokens)
+        join_factors(chunks, rows, tokens)
 
 
 def test_appended_text_is_not_scaled_and_shortened_text_is_refused() -> None:
