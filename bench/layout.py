@@ -22,6 +22,7 @@ def main() -> None:
     import comfy.samplers
     import torch
     from mixology.host import layout as magicmix
+    from mixology.host.run import make_guider, run_guider
 
     model, encode, side = load_model(arguments)
     positive, negative = encode(CAPTIONS[0]), encode("")
@@ -30,11 +31,12 @@ def main() -> None:
     window = magicmix.sigma_window(model.model, sigmas, 0.6, 0.3)
     noise = comfy.sample.prepare_noise(latent["samples"], 0)
     bare = comfy.samplers.sampler_object(arguments.sampler)
-    mixing = magicmix.LayoutMixSampler(bare, magicmix.make_layout(latent, 0, "shared"), 0.5, 0.6, 0.3)
-    guider = magicmix.make_guider(model, positive, negative, 7.5)
+    mixing = magicmix.LayoutMixSampler(bare, magicmix.make_layout(latent, 0, "shared"), magicmix.Mix(0.5, 0.6, 0.3))
+    guider = make_guider(model, positive, negative, 7.5)
 
     def sample(sampler: Any, grid: Any) -> Any:
-        return magicmix.run_guider(guider, sampler, grid, {**latent, "noise_mask": None}, noise, 0)
+        return run_guider(
+            guider, sampler, grid, {**latent, "noise_mask": None}, noise=noise, seed=0)
 
     result = race({"bare": lambda: sample(bare, sigmas[window.start:]), "mixed": lambda: sample(mixing, sigmas)},
                   arguments.rounds)

@@ -150,7 +150,7 @@ def race_guiders(guiders: Mapping[str, Any], arguments: argparse.Namespace, side
     latent = {"samples": torch.zeros(arguments.batch, 4, side, side)}
     sigmas = full_sigmas(model, "euler", "simple", arguments.steps)
     noise, sampler = comfy.sample.prepare_noise(latent["samples"], 0), comfy.samplers.sampler_object("euler")
-    result = race({name: lambda guider=guider: run_guider(guider, sampler, sigmas, latent, noise, 0)
+    result = race({name: lambda guider=guider: run_guider(guider, sampler, sigmas, latent, noise=noise, seed=0)
                    for name, guider in guiders.items()}, arguments.rounds)
     print(f"{model.load_device} {title} batch {arguments.batch}: "
           + ", ".join(f"{name} {result.fastest(name) / arguments.steps * 1000:.2f} ms a step" for name in guiders))

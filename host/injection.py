@@ -258,5 +258,6 @@ def sample_cocktail(model: Any, trajectory: Trajectory, source_conditioning: Any
     noise, sigmas, latent = start_trajectory(trajectory)
     guider = make_guider(injecting, positive, negative, cfg)
     samples, _ = run_guider(
-        guider, comfy.samplers.sampler_object("euler"), sigmas, latent, noise.generate_noise(latent), noise.seed)
+        guider, comfy.samplers.sampler_object("euler"), sigmas, latent, noise=noise.generate_noise(latent),
+        seed=noise.seed)
     return output_latent(latent, samples)

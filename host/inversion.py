@@ -145,7 +145,8 @@ def invert_latent(model: Any, conditioning: Any, latent: Latent, steps: int, sch
     states: list[torch.Tensor] = []
     sampler = comfy.samplers.KSAMPLER(sample_inversion_k, {"levels": levels, "rule": rule, "keep": states.append})
     unmasked = {"samples": picture["samples"].float()}  # older hosts sample in the latent's own type
-    end, _ = run_guider(guider, sampler, sigmas, unmasked, torch.zeros_like(unmasked["samples"]), 0)
+    end, _ = run_guider(
+        guider, sampler, sigmas, unmasked, noise=torch.zeros_like(unmasked["samples"]), seed=0)
     return Trajectory(rising, torch.stack(states), picture, end, format_name(model), tuple(levels), start)
 
 

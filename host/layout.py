@@ -1,6 +1,7 @@
 """MagicMix in the host: layouts, and a SAMPLER that keeps one while another SAMPLER paints the content."""
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.sample
@@ -36,11 +37,11 @@ from .layout_states import (
 )
 from .run import (
     Latent,
+    Schedule,
     check_format,
     check_samples,
     check_seed,
     draw_noise,
-    full_sigmas,
     make_guider,
     output_latent,
     pack,
@@ -74,44 +75,61 @@ class WrappedSampler(comfy.samplers.Sampler):
         return self.sampler.max_denoise(model_wrap, sigmas)
 
 
+@dataclass(frozen=True)
+class Mix:
+    """How a layout is mixed into a run.
+
+    Attributes:
+        nu: content weight for every image; nu_per_image: one per image as text, first images first.
+        k_max, k_min: window in fractions of the model's time axis.
+        mask: MASK [B, H, W], mixed inside only, or None.
+        variant: "paper" mixes states; "diffusers" mixes what the model reads, as the community pipeline does.
+    """
+
+    nu: float
+    k_max: float
+    k_min: float
+    nu_per_image: str = ""
+    mask: torch.Tensor | None = None
+    variant: str = "paper"
+
+    def check(self) -> None:
+        """Raises ValueError if nu, the window or the variant is out of order."""
+        check_range(self.nu, self.k_max, self.k_min)
+        if self.variant not in VARIANTS:
+            raise ValueError(
+                f"variant expects {' or '.join(VARIANTS)}, got '{legible(self.variant)}'; choose one of them.")
+
+
 class LayoutMixSampler(WrappedSampler):
     """MagicMix around any SAMPLER (arXiv 2210.16056, Algorithm 1).
 
     Args:
         sampler: the sampler that paints the content.
         layout: NoisedLayout or RecordedLayout.
-        nu: content weight for every image; nu_values: one per image, first images first.
-        k_max, k_min: window in fractions of the model's time axis.
-        mask: MASK [B, H, W], mixed inside only, or None.
-        variant: "paper" mixes states; "diffusers" mixes what the model reads, as the community pipeline does.
 
     Raises:
-        ValueError: if nu, the window or the mask is out of order, or the sampler holds a picture by itself; when
-            sampling, if the layout, the mask or the schedule do not fit.
+        ValueError: if the mix is out of order, or the sampler holds a picture by itself; when sampling, if the layout,
+            the mask or the schedule do not fit.
     """
 
     holds_picture = "another Layout Mix Sampler"  # for samplers that would wrap this one
 
-    def __init__(
-        self, sampler: Any, layout: NoisedLayout | RecordedLayout, nu: float, k_max: float, k_min: float,
-        nu_per_image: str = "", mask: torch.Tensor | None = None, variant: str = "paper",
-    ):
+    def __init__(self, sampler: Any, layout: NoisedLayout | RecordedLayout, mix: Mix):
         super().__init__(sampler)
         holder = getattr(sampler, "holds_picture", None)
         if holder is not None:
             raise ValueError(
                 f"The Layout Mix Sampler expects a solver, got {holder}, which holds a picture by itself; wire only "
                 f"one of the two to the sampling node.")
-        check_range(nu, k_max, k_min)
-        if variant not in VARIANTS:
-            raise ValueError(f"variant expects {' or '.join(VARIANTS)}, got '{legible(variant)}'; choose one of them.")
-        self.layout, self.nu, self.k_max, self.k_min = layout, nu, k_max, k_min
-        self.nu_values, self.variant = parse_nu_list(nu_per_image), variant
-        self.mask = None if mask is None else check_mask(mask)
+        mix.check()
+        self.layout, self.mix = layout, mix
+        self.nu_values = parse_nu_list(mix.nu_per_image)
+        self.mask = None if mix.mask is None else check_mask(mix.mask)
 
     def nu_map(self, like: torch.Tensor) -> torch.Tensor:
         """Content weight per position, broadcastable to the latent."""
-        nu = spread_nu(self.nu_values, self.nu, like.shape[0])
+        nu = spread_nu(self.nu_values, self.mix.nu, like.shape[0])
         mask = None if self.mask is None else self.spread_mask(self.mask, like)
         return make_nu_map(nu, mask, like.ndim).to(like)
 
@@ -134,14 +152,15 @@ class LayoutMixSampler(WrappedSampler):
         Raises:
             ValueError: if the schedule, the window, the layout, nu_per_image or the mask do not fit.
         """
-        grid, levels = sigmas.tolist(), window_levels(sampling, self.k_max, self.k_min)
+        grid, levels = sigmas.tolist(), window_levels(sampling, self.mix.k_max, self.mix.k_min)
         check_falling(grid, "The Layout Mix Sampler")
         nu, window = self.nu_map(like), find_window(grid, *levels)
-        check_start(grid, window, levels[0], self.k_max)
-        mixes = self.k_min < self.k_max and bool((nu < 1).any()) and window.start < len(grid) - 1
+        check_start(grid, window, levels[0], self.mix.k_max)
+        mixes = self.mix.k_min < self.mix.k_max and bool((nu < 1).any()) and window.start < len(grid) - 1
         if mixes:
-            check_steps(grid, window, levels, (self.k_max, self.k_min))
-        ends = window.stop if not mixes or self.variant == "diffusers" or grid[window.stop] == 0 else window.stop + 1
+            check_steps(grid, window, levels, (self.mix.k_max, self.mix.k_min))
+        unread = not mixes or self.mix.variant == "diffusers" or grid[window.stop] == 0
+        ends = window.stop if unread else window.stop + 1
         self.layout.check(sampling, like, grid[window.start:max(ends, window.start + 1)])
         return window, nu
 
@@ -164,7 +183,7 @@ class LayoutMixSampler(WrappedSampler):
             if bool((nu >= 1).all()):
                 full = self.sampler.max_denoise(model_wrap, sigmas[window.start:])
                 return runner.run_whole(layout.state(window.start, full))
-            if self.variant == "diffusers":
+            if self.mix.variant == "diffusers":
                 return self.sample_mixed_input(runner, layout, window, nu)
             return sample_layout_mix(runner.run, layout.state, sigmas.tolist(), window, nu)
         finally:
@@ -280,8 +299,8 @@ class LayoutRecorder(WrappedSampler):
 
 
 def record_layout(
-    model: Any, positive: Any, negative: Any, latent: Latent, seed: int, steps: int, cfg: float, sampler_name: str,
-    scheduler: str, k_max: float, k_min: float, finish: bool,
+    model: Any, positive: Any, negative: Any, latent: Latent, *, schedule: Schedule, k_max: float, k_min: float,
+    finish: bool,
 ) -> tuple[RecordedLayout, Latent]:
     """Sample a layout from a prompt and record it (arXiv 2210.16056, text-text mode).
 
@@ -298,37 +317,34 @@ def record_layout(
     ratio = latent.get("downscale_ratio_spacial")
     latent = {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, empty, ratio)}
     check_format(model, latent["samples"], "Layout Noise (Prompt)")
-    recorder = LayoutRecorder(comfy.samplers.sampler_object(sampler_name), k_max, k_min, finish)
-    sigmas = full_sigmas(model, sampler_name, scheduler, steps)
+    recorder, sigmas = LayoutRecorder(schedule.sampler(), k_max, k_min, finish), schedule.sigmas(model)
     recorder.plan(model.get_model_object("model_sampling"), sigmas)
-    noise = draw_noise(latent, seed)
-    guider = make_guider(model, positive, negative, cfg)
-    samples, estimate = run_guider(guider, recorder, sigmas, latent, noise, seed)
+    noise = draw_noise(latent, schedule.seed)
+    guider = make_guider(model, positive, negative, schedule.cfg)
+    samples, estimate = run_guider(guider, recorder, sigmas, latent, noise=noise, seed=schedule.seed)
     if not finish and estimate is not None:
         samples = estimate
     return RecordedLayout(latent, pack(noise), recorder.states, recorder.kind), output_latent(latent, samples)
 
 
 def mix_latent(
-    model: Any, positive: Any, negative: Any, layout: NoisedLayout | RecordedLayout, seed: int, steps: int, cfg: float,
-    sampler_name: str, scheduler: str, nu: float, k_max: float, k_min: float, nu_per_image: str,
-    mask: torch.Tensor | None, variant: str,
+    model: Any, positive: Any, negative: Any, layout: NoisedLayout | RecordedLayout, *, schedule: Schedule, mix: Mix,
 ) -> Latent:
     """KSampler (Layout Mix): the host's KSampler with a LayoutMixSampler inside. Returns a LATENT.
 
     Raises:
         ValueError: if the layout, the mask, the window or a setting does not fit; before the model is loaded.
     """
-    sampler = LayoutMixSampler(
-        comfy.samplers.sampler_object(sampler_name), layout, nu, k_max, k_min, nu_per_image, mask, variant)
+    sampler = LayoutMixSampler(schedule.sampler(), layout, mix)
     samples = comfy.sample.fix_empty_latent_channels(model, layout.latent["samples"])
     check_format(model, samples, "The layout")
     latent = output_latent(layout.latent, repeat_layout(samples, len(sampler.nu_values)))
-    sigmas = full_sigmas(model, sampler_name, scheduler, steps)
+    sigmas = schedule.sigmas(model)
     sampler.plan(model.get_model_object("model_sampling"), sigmas, pack(latent["samples"]))
-    guider = make_guider(model, positive, negative, cfg)
-    noise = draw_noise({"samples": latent["samples"]}, seed)  # the sampler starts at the layout, whatever this is
-    result, _ = run_guider(guider, sampler, sigmas, latent, noise, seed)
+    guider = make_guider(model, positive, negative, schedule.cfg)
+    # the sampler starts at the layout, whatever this noise is
+    noise = draw_noise({"samples": latent["samples"]}, schedule.seed)
+    result, _ = run_guider(guider, sampler, sigmas, latent, noise=noise, seed=schedule.seed)
     return output_latent(layout.latent, result)
 
 

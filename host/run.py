@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -77,6 +78,25 @@ def check_format(model: Any, samples: Any, name: str) -> None:
             f"got {samples.ndim - 2}; encode the picture with this model's own VAE.")
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """What the host's KSampler is told of a run besides its model, prompts and latent."""
+
+    seed: int
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+
+    def sampler(self) -> comfy.samplers.KSAMPLER:
+        """The SAMPLER of that name."""
+        return comfy.samplers.sampler_object(self.sampler_name)
+
+    def sigmas(self, model: Any) -> torch.Tensor:
+        """The grid on this model, [steps + 1]; see `full_sigmas`."""
+        return full_sigmas(model, self.sampler_name, self.scheduler, self.steps)
+
+
 def full_sigmas(model: Any, sampler_name: str, scheduler: str, steps: int) -> torch.Tensor:
     """The grid that the host's KSampler uses. Raises ValueError on a number of steps that no schedule has."""
     if not 1 <= steps <= MOST_STEPS:
@@ -122,7 +142,7 @@ def seed_generators(latent: Latent, seed: int) -> None:
 
 
 def run_guider(
-    guider: Any, sampler: Any, sigmas: torch.Tensor, latent: Latent, noise: Any, seed: int,
+    guider: Any, sampler: Any, sigmas: torch.Tensor, latent: Latent, *, noise: Any, seed: int,
 ) -> tuple[Any, Any]:
     """Sample as the host's KSampler and SamplerCustomAdvanced do.
 

@@ -44,4 +44,4 @@ class AttentionMerge(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, model: Any, masks: Any, conditionings: io.Autogrow.Type) -> io.NodeOutput:
-        return io.NodeOutput(*merge_conditionings(model, masks, conditionings))
+        return io.NodeOutput(*merge_conditionings(model=model, masks=masks, conditionings=conditionings))

@@ -42,4 +42,5 @@ class CycleSampler(io.ComfyNode):
     def execute(
         cls, conditioning: Any, source_cfg: float, eta: float, skip: int, negative: Any = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(cycle.CycleSampler(conditioning, source_cfg, eta, skip, negative))
+        return io.NodeOutput(cycle.CycleSampler(
+            conditioning=conditioning, source_cfg=source_cfg, eta=eta, skip=skip, negative=negative))

@@ -125,4 +125,4 @@ class DemoPicture(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, caption: str, seed: int, width: int, height: int) -> io.NodeOutput:
-        return io.NodeOutput(*draw_picture(caption, seed, width, height))
+        return io.NodeOutput(*draw_picture(caption=caption, seed=seed, width=width, height=height))

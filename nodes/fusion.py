@@ -46,7 +46,8 @@ class Expert(io.ComfyNode):
     def execute(
         cls, model: Any, positive: Any, negative: Any, cfg: float, temperature: float, experts: Any = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(chain.add_expert(model, positive, negative, cfg, temperature, experts))
+        return io.NodeOutput(chain.add_expert(
+            model=model, positive=positive, negative=negative, cfg=cfg, temperature=temperature, experts=experts))
 
 
 class SaliencyGuider(io.ComfyNode):
@@ -89,7 +90,8 @@ class SaliencyGuider(io.ComfyNode):
         saliency_uncond: str,
     ) -> io.NodeOutput:
         return io.NodeOutput(fusion.SaliencyGuider(
-            experts, blur, softness, start_percent, end_percent, outside, saliency_uncond))
+            experts=experts, blur=blur, softness=softness, start_percent=start_percent, end_percent=end_percent,
+            outside=outside, saliency_uncond=saliency_uncond))
 
 
 class SaliencyMaps(io.ComfyNode):
@@ -119,4 +121,4 @@ class SaliencyMaps(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, guider: Any, latent: Any) -> io.NodeOutput:
-        return io.NodeOutput(*fusion.show_maps(guider, latent))
+        return io.NodeOutput(*fusion.show_maps(guider=guider, latent=latent))

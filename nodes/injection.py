@@ -59,8 +59,9 @@ class FeatureInjection(io.ComfyNode):
         cls, model: Any, trajectory: Any, conditioning: Any, attention_until: float, features_until: float,
         mask: Any = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            inject_features(model, trajectory, conditioning, attention_until, features_until, mask))
+        return io.NodeOutput(inject_features(
+            model=model, trajectory=trajectory, conditioning=conditioning, attention_until=attention_until,
+            features_until=features_until, mask=mask))
 
 
 class CocktailKSampler(io.ComfyNode):
@@ -99,4 +100,5 @@ class CocktailKSampler(io.ComfyNode):
         attention_until: float, features_until: float, mask: Any = None,
     ) -> io.NodeOutput:
         return io.NodeOutput(sample_cocktail(
-            model, trajectory, source_conditioning, positive, negative, cfg, attention_until, features_until, mask))
+            model=model, trajectory=trajectory, source_conditioning=source_conditioning, positive=positive,
+            negative=negative, cfg=cfg, attention_until=attention_until, features_until=features_until, mask=mask))

@@ -40,7 +40,8 @@ class BlendPrompts(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, positive: Any, negative: Any, alpha: float, beta: float) -> io.NodeOutput:
-        return io.NodeOutput(inversion.blend_prompts(positive, negative, alpha, beta))
+        return io.NodeOutput(inversion.blend_prompts(
+            positive=positive, negative=negative, alpha=alpha, beta=beta))
 
 
 class Invert(io.ComfyNode):
@@ -79,7 +80,8 @@ class Invert(io.ComfyNode):
     def execute(
         cls, model: Any, conditioning: Any, latent: Any, steps: int, scheduler: str, rule: str,
     ) -> io.NodeOutput:
-        trajectory = inversion.invert_latent(model, conditioning, latent, steps, scheduler, rule)
+        trajectory = inversion.invert_latent(
+            model=model, conditioning=conditioning, latent=latent, steps=steps, scheduler=scheduler, rule=rule)
         return io.NodeOutput(trajectory, end_latent(trajectory))
 
 
@@ -130,7 +132,7 @@ class SaveTrajectory(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, trajectory: Any, filename_prefix: str) -> io.NodeOutput:
-        saved = trajectory_file.save_trajectory(trajectory, filename_prefix)
+        saved = trajectory_file.save_trajectory(trajectory=trajectory, filename_prefix=filename_prefix)
         return io.NodeOutput(ui={"trajectories": [saved]})
 
 

@@ -7,6 +7,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..host import layout as magicmix
+from ..host.run import Schedule
 from .bounds import within_bounds
 
 Layout = io.Custom("MIXOLOGY_LAYOUT")
@@ -80,7 +81,7 @@ class LayoutNoise(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, latent: Any, seed: int, noise_mode: str) -> io.NodeOutput:
-        return io.NodeOutput(magicmix.make_layout(latent, seed, noise_mode))
+        return io.NodeOutput(magicmix.make_layout(latent=latent, seed=seed, noise_mode=noise_mode))
 
 
 class LayoutFromPrompt(io.ComfyNode):
@@ -117,8 +118,10 @@ class LayoutFromPrompt(io.ComfyNode):
         cls, model: Any, positive: Any, negative: Any, latent: Any, seed: int, steps: int, cfg: float,
         sampler_name: str, scheduler: str, k_max: float, k_min: float, finish: bool,
     ) -> io.NodeOutput:
+        schedule = Schedule(seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler)
         layout, picture = magicmix.record_layout(
-            model, positive, negative, latent, seed, steps, cfg, sampler_name, scheduler, k_max, k_min, finish)
+            model=model, positive=positive, negative=negative, latent=latent, schedule=schedule, k_max=k_max,
+            k_min=k_min, finish=finish)
         return io.NodeOutput(layout, picture)
 
 
@@ -146,8 +149,8 @@ class LayoutMixSampler(io.ComfyNode):
         cls, sampler: Any, layout: Any, nu: float, k_max: float, k_min: float, nu_per_image: str, variant: str,
         mask: Any = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            magicmix.LayoutMixSampler(sampler, layout, nu, k_max, k_min, nu_per_image, mask, variant))
+        mix = magicmix.Mix(nu=nu, k_max=k_max, k_min=k_min, nu_per_image=nu_per_image, mask=mask, variant=variant)
+        return io.NodeOutput(magicmix.LayoutMixSampler(sampler=sampler, layout=layout, mix=mix))
 
 
 class LayoutMixKSampler(io.ComfyNode):
@@ -178,6 +181,7 @@ class LayoutMixKSampler(io.ComfyNode):
         sampler_name: str, scheduler: str, nu: float, k_max: float, k_min: float, nu_per_image: str, variant: str,
         mask: Any = None,
     ) -> io.NodeOutput:
+        schedule = Schedule(seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler)
+        mix = magicmix.Mix(nu=nu, k_max=k_max, k_min=k_min, nu_per_image=nu_per_image, mask=mask, variant=variant)
         return io.NodeOutput(magicmix.mix_latent(
-            model, positive, negative, layout, seed, steps, cfg, sampler_name, scheduler, nu, k_max, k_min,
-            nu_per_image, mask, variant))
+            model=model, positive=positive, negative=negative, layout=layout, schedule=schedule, mix=mix))

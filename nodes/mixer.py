@@ -59,7 +59,8 @@ class MixerImage(io.ComfyNode):
         cls, clip_vision: Any, image: Any, strength: float, x: float, y: float, width: float, height: float,
         mixer: Any = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(image_mixer.mix_image(clip_vision, image, strength, (x, y, width, height), mixer))
+        return io.NodeOutput(image_mixer.mix_image(
+            clip_vision=clip_vision, image=image, strength=strength, box=(x, y, width, height), mixer=mixer))
 
 
 class MixerText(io.ComfyNode):
@@ -88,7 +89,7 @@ class MixerText(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, clip: Any, text: str, strength: float, mixer: Any = None) -> io.NodeOutput:
-        return io.NodeOutput(image_mixer.mix_text(clip, text, strength, mixer))
+        return io.NodeOutput(image_mixer.mix_text(clip=clip, text=text, strength=strength, mixer=mixer))
 
 
 class MixerConditioning(io.ComfyNode):
@@ -121,4 +122,4 @@ class MixerConditioning(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, mixer: Any, mode: str, slots: int, model: Any = None) -> io.NodeOutput:
-        return io.NodeOutput(*image_mixer.make_conditioning(mixer, mode, slots, model))
+        return io.NodeOutput(*image_mixer.make_conditioning(mixer=mixer, mode=mode, slots=slots, model=model))

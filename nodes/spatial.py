@@ -47,7 +47,8 @@ class GradientMask(io.ComfyNode):
     def execute(
         cls, width: int, height: int, profile: str, parts: int, angle: float, sharpness: float, rows: int,
     ) -> io.NodeOutput:
-        return io.NodeOutput(draw_gradient_masks(width, height, profile, parts, angle, sharpness, rows))
+        return io.NodeOutput(draw_gradient_masks(
+            width=width, height=height, profile=profile, parts=parts, angle=angle, sharpness=sharpness, rows=rows))
 
 
 class EpsilonMergeGuider(io.ComfyNode):
@@ -83,4 +84,5 @@ class EpsilonMergeGuider(io.ComfyNode):
     def execute(
         cls, model: Any, masks: Any, negative: Any, cfg: float, cfg_per_style: str, positives: io.Autogrow.Type,
     ) -> io.NodeOutput:
-        return io.NodeOutput(spatial.EpsilonMergeGuider(model, masks, positives, negative, cfg, cfg_per_style))
+        return io.NodeOutput(spatial.EpsilonMergeGuider(
+            model=model, masks=masks, positives=positives, negative=negative, cfg=cfg, cfg_per_style=cfg_per_style))

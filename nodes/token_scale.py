@@ -47,4 +47,5 @@ class TokenScale(io.ComfyNode):
     @within_bounds
     def execute(cls, model: Any, clip: Any, text: str, scales: str, start_percent: float, end_percent: float,
                 ) -> io.NodeOutput:
-        return io.NodeOutput(*scale_tokens(model, clip, text, scales, start_percent, end_percent))
+        return io.NodeOutput(*scale_tokens(
+            model=model, clip=clip, text=text, scales=scales, start_percent=start_percent, end_percent=end_percent))

@@ -7,7 +7,7 @@ import comfy.sample
 import comfy.samplers
 import tiny
 import torch
-from mixology.host.layout import LayoutMixSampler, make_layout
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout
 
 SEED = 11
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
@@ -26,8 +26,8 @@ def run(model: Any, sampler: Any, latent: dict[str, Any], sigmas: torch.Tensor, 
 def mixer(name: str, latent: dict[str, Any], nu: float = 0.5, k_max: float = 0.6, k_min: float = 0.3, **options: Any,
           ) -> LayoutMixSampler:
     return LayoutMixSampler(
-        comfy.samplers.sampler_object(name), make_layout(latent, SEED, options.pop("noise_mode", "shared")), nu, k_max,
-        k_min, **options)
+        comfy.samplers.sampler_object(name), make_layout(latent, SEED, options.pop("noise_mode", "shared")),
+        Mix(nu, k_max, k_min, **options))
 
 
 def start_index(model: Any, sigmas: torch.Tensor, k: float) -> int:

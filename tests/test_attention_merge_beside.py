@@ -14,7 +14,7 @@ from attention_merge_rig import Expected, merge, merge_explicitly, sample, sampl
 from comfy_api.latest import _io
 from families import FAMILIES, raise_norms
 from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
-from mixology.host.layout import LayoutMixSampler, make_layout
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout
 from mixology.host.marks import mark_conditioning
 from mixology.host.spatial import EpsilonMergeGuider
 from mixology.nodes.attention_merge import AttentionMerge
@@ -174,7 +174,7 @@ def test_as_one_style_of_an_epsilon_merge(model: Any) -> None:
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "heun"])
 def test_with_layout_mixing(model: Any, name: str) -> None:
     layout = make_layout(tiny.latent(1, 8, 6, seed=9), 5, "shared")
-    sampler = LayoutMixSampler(comfy.samplers.sampler_object(name), layout, 0.5, 0.6, 0.3)
+    sampler = LayoutMixSampler(comfy.samplers.sampler_object(name), layout, Mix(0.5, 0.6, 0.3))
     merged, positive = merge(model, MASKS, FIRST, SECOND)
     ours = sample(tiny.cfg_guider(merged, positive, NEGATIVE), steps=8, sampler=sampler)
     with merge_explicitly(model, Expected(texts_of(FIRST, SECOND), MASKS)):

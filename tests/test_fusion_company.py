@@ -31,7 +31,7 @@ from mixology.host import demo
 from mixology.host.attention_merge import merge_conditionings
 from mixology.host.cycle import CycleSampler
 from mixology.host.experts import ExpertGuider
-from mixology.host.layout import LayoutMixSampler, make_layout
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout
 from mixology.host.token_scale import scale_tokens
 
 CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on a white background")
@@ -151,7 +151,7 @@ def cycle(world: dict[str, Any], latent: dict[str, Any]) -> Any:
 
 def layout(world: dict[str, Any], latent: dict[str, Any]) -> Any:
     inner = comfy.samplers.sampler_object("dpmpp_2m")
-    return LayoutMixSampler(inner, make_layout(latent, SEED, "shared"), 0.5, 0.8, 0.3)
+    return LayoutMixSampler(inner, make_layout(latent, SEED, "shared"), Mix(0.5, 0.8, 0.3))
 
 
 def solver(name: str) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from mixology.host.attention_merge import merge_conditionings
 from mixology.host.cycle import CycleSampler
 from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.injection import inject_features
-from mixology.host.layout import LayoutMixSampler, make_layout
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout
 from mixology.host.marks import mark_conditioning
 from mixology.host.spatial import EpsilonMergeGuider
 from mixology.samplers.spatial import draw_gradient_masks
@@ -170,7 +170,7 @@ def test_cycle_sampler_and_layout_mix(model: Any, trajectory: Any) -> None:
     explicit = inject_explicitly(model, trajectory, SOURCE, 0.5, 0.8, BLOCKS)
     layout = make_layout(tiny.latent(1, 8, 6, seed=8), 5, "shared")
     for sampler in (CycleSampler(OTHER, 1.0, 0.1, 1),
-                    LayoutMixSampler(comfy.samplers.sampler_object("euler"), layout, 0.5, 0.9, 0.2)):
+                    LayoutMixSampler(comfy.samplers.sampler_object("euler"), layout, Mix(0.5, 0.9, 0.2))):
         ours, expected, plain = (run(guide(patched, POSITIVE, NEGATIVE), trajectory, sampler)
                                  for patched in (injecting, explicit, model))
         assert distance(ours, expected) < TOLERANCE and distance(ours, plain) > EFFECT

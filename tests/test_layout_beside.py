@@ -12,7 +12,8 @@ import pytest
 import tiny
 import torch
 from comfy.k_diffusion.sampling import sample_euler
-from mixology.host.layout import LayoutMixSampler, make_layout, record_layout, sigma_window
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout, record_layout, sigma_window
+from mixology.host.run import Schedule
 from mixology.samplers.layout import mix_states
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run
 
@@ -20,7 +21,7 @@ from rig import NEGATIVE, POSITIVE, SEED, mixer, run
 def around(sampler: Any, latent: dict[str, Any], nu: float = 0.5, **options: Any) -> LayoutMixSampler:
     if not isinstance(sampler, comfy.samplers.Sampler):
         sampler = comfy.samplers.KSAMPLER(sampler)
-    return LayoutMixSampler(sampler, make_layout(latent, SEED, "shared"), nu, 0.6, 0.3, **options)
+    return LayoutMixSampler(sampler, make_layout(latent, SEED, "shared"), Mix(nu, 0.6, 0.3, **options))
 
 
 def sample_in_float64(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **rest: Any) -> torch.Tensor:
@@ -238,10 +239,10 @@ def test_a_sampler_that_reads_past_the_reader_cannot_mix_what_it_reads(model: An
 @pytest.mark.parametrize("name", ["heun", "dpm_2", "dpmpp_sde", "seeds_2", "dpm_adaptive", "euler"])
 def test_recorded_layout_between_its_sigmas(model: Any, name: str) -> None:
     """Variant diffusers with solvers that look between grid points: linear in sigma between recorded states."""
-    empty, settings = {"samples": torch.zeros(1, 4, 8, 8)}, (20, 3.0, "euler", "ddim_uniform", 0.6, 0.3)
-    layout, _ = record_layout(model, POSITIVE, NEGATIVE, empty, SEED, *settings, False)
+    empty, schedule = {"samples": torch.zeros(1, 4, 8, 8)}, Schedule(SEED, 20, 3.0, "euler", "ddim_uniform")
+    layout, _ = record_layout(model, POSITIVE, NEGATIVE, empty, schedule=schedule, k_max=0.6, k_min=0.3, finish=False)
     sigmas, read = tiny.sigmas_of(model, steps=20), []
-    sampler = LayoutMixSampler(comfy.samplers.sampler_object(name), layout, 0.0, 0.6, 0.3, variant="diffusers")
+    sampler = LayoutMixSampler(comfy.samplers.sampler_object(name), layout, Mix(0.0, 0.6, 0.3, variant="diffusers"))
     counted = model.clone()
 
     def listen(apply: Any, given: dict[str, Any]) -> Any:
@@ -262,10 +263,12 @@ def test_recorded_layout_between_its_sigmas(model: Any, name: str) -> None:
 
 def test_a_recorded_layout_ends_where_it_was_recorded(model: Any) -> None:
     empty = {"samples": torch.zeros(1, 4, 8, 8)}
-    layout, _ = record_layout(model, POSITIVE, NEGATIVE, empty, SEED, 20, 3.0, "euler", "ddim_uniform", 0.6, 0.3, False)
+    layout, _ = record_layout(
+        model, POSITIVE, NEGATIVE, empty, schedule=Schedule(SEED, 20, 3.0, "euler", "ddim_uniform"), k_max=0.6,
+        k_min=0.3, finish=False)
     for variant, k_max, k_min in (("paper", 0.7, 0.3), ("paper", 0.6, 0.1), ("diffusers", 0.6, 0.1)):
         sampler = LayoutMixSampler(
-            comfy.samplers.sampler_object("heun"), layout, 0.5, k_max, k_min, variant=variant)
+            comfy.samplers.sampler_object("heun"), layout, Mix(0.5, k_max, k_min, variant=variant))
         with pytest.raises(ValueError, match="recorded at sigmas .* has no state at .* a window inside the recorded"):
             run(model, sampler, empty, tiny.sigmas_of(model, steps=20))
 
@@ -279,16 +282,19 @@ def test_a_layout_recorded_with_another_kind_of_model(models: dict[str, Any], re
                                                       ) -> None:
     empty = {"samples": torch.zeros(1, 4, 8, 8)}
     layout, _ = record_layout(
-        models[recorder], POSITIVE, NEGATIVE, empty, SEED, 8, 3.0, "euler", "normal", 0.6, 0.3, False)
-    sampler = LayoutMixSampler(comfy.samplers.sampler_object("euler"), layout, 0.5, 0.6, 0.3)
+        models[recorder], POSITIVE, NEGATIVE, empty, schedule=Schedule(SEED, 8, 3.0, "euler", "normal"), k_max=0.6,
+        k_min=0.3, finish=False)
+    sampler = LayoutMixSampler(comfy.samplers.sampler_object("euler"), layout, Mix(0.5, 0.6, 0.3))
     with pytest.raises(ValueError, match=text):
         run(models[reader], sampler, empty, tiny.sigmas_of(models[reader], "normal", 8))
 
 
 def test_eps_and_v_models_share_their_states(models: dict[str, Any]) -> None:
     empty = {"samples": torch.zeros(1, 4, 8, 8)}
-    layout, _ = record_layout(models["eps"], POSITIVE, NEGATIVE, empty, 1, 8, 3.0, "euler", "normal", 0.6, 0.3, False)
-    sampler = LayoutMixSampler(comfy.samplers.sampler_object("euler"), layout, 0.5, 0.6, 0.3)
+    layout, _ = record_layout(
+        models["eps"], POSITIVE, NEGATIVE, empty, schedule=Schedule(1, 8, 3.0, "euler", "normal"), k_max=0.6,
+        k_min=0.3, finish=False)
+    sampler = LayoutMixSampler(comfy.samplers.sampler_object("euler"), layout, Mix(0.5, 0.6, 0.3))
     assert run(models["v"], sampler, empty, tiny.sigmas_of(models["v"], "normal", 8)).isfinite().all()
 
 

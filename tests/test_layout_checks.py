@@ -8,8 +8,8 @@ import comfy.samplers
 import pytest
 import tiny
 import torch
-from mixology.host.layout import make_layout, mix_latent, record_layout
-from mixology.host.run import check_format, full_sigmas
+from mixology.host.layout import Mix, make_layout, mix_latent, record_layout
+from mixology.host.run import Schedule, check_format, full_sigmas
 from mixology.samplers.layout import Window, check_start, check_steps, find_window
 from mixology.samplers.levels import check_falling
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
@@ -20,8 +20,9 @@ NAN = float("nan")
 def mix(model: Any, layout: Any, steps: int = 8, scheduler: str = "normal", name: str = "euler", nu: float = 0.5,
         k_max: float = 0.6, k_min: float = 0.3, **rest: Any) -> torch.Tensor:
     return mix_latent(
-        model, POSITIVE, NEGATIVE, layout, rest.get("seed", 0), steps, rest.get("cfg", 3.0), name, scheduler, nu, k_max,
-        k_min, rest.get("values", ""), rest.get("mask"), rest.get("variant", "paper"))["samples"]
+        model, POSITIVE, NEGATIVE, layout,
+        schedule=Schedule(rest.get("seed", 0), steps, rest.get("cfg", 3.0), name, scheduler),
+        mix=Mix(nu, k_max, k_min, rest.get("values", ""), rest.get("mask"), rest.get("variant", "paper")))["samples"]
 
 
 @pytest.mark.parametrize(("sigmas", "text"), [
@@ -64,8 +65,9 @@ def test_schedules_without_a_step_below_k_max(model: Any, steps: int, scheduler:
     with pytest.raises(ValueError, match=text):
         run(counted, mixer("euler", tiny.latent(), nu), tiny.latent(), sigmas)
     with pytest.raises(ValueError, match=text):
-        record_layout(counted, POSITIVE, NEGATIVE, {"samples": torch.zeros(1, 4, 8, 8)}, 0, steps, 3.0, "euler",
-                      scheduler, 0.6, 0.3, True)
+        record_layout(
+            counted, POSITIVE, NEGATIVE, {"samples": torch.zeros(1, 4, 8, 8)},
+            schedule=Schedule(0, steps, 3.0, "euler", scheduler), k_max=0.6, k_min=0.3, finish=True)
     assert not calls
 
 
@@ -137,7 +139,9 @@ def test_layout_nodes_refuse_what_is_no_picture(model: Any) -> None:
         with pytest.raises(ValueError, match="The layout expects a latent of finite numbers"):
             make_layout({"samples": samples}, 0, "shared")
         with pytest.raises(ValueError, match=r"Layout Noise \(Prompt\) expects a latent of finite numbers"):
-            record_layout(model, POSITIVE, NEGATIVE, {"samples": samples}, 0, 8, 3.0, "euler", "normal", 0.6, 0.3, True)
+            record_layout(
+                model, POSITIVE, NEGATIVE, {"samples": samples}, schedule=Schedule(0, 8, 3.0, "euler", "normal"),
+                k_max=0.6, k_min=0.3, finish=True)
     with pytest.raises(ValueError, match="noise_mode expects shared or fresh, got 'new'"):
         make_layout(tiny.latent(), 0, "new")
     with pytest.raises(ValueError, match="seed expects a whole number"):
@@ -164,7 +168,9 @@ def test_noise_masks_that_are_none(model: Any, mask: torch.Tensor, text: str) ->
     with pytest.raises(ValueError, match=text):
         mix(model, make_layout(latent, SEED, "shared"))
     with pytest.raises(ValueError, match=text):
-        record_layout(model, POSITIVE, NEGATIVE, latent, 0, 8, 3.0, "euler", "normal", 0.6, 0.3, True)
+        record_layout(
+            model, POSITIVE, NEGATIVE, latent, schedule=Schedule(0, 8, 3.0, "euler", "normal"), k_max=0.6, k_min=0.3,
+            finish=True)
     if mask.ndim > 1:
         with pytest.raises(ValueError, match=text):
             run(model, mixer("euler", latent), latent, tiny.sigmas_of(model))
@@ -177,10 +183,11 @@ def test_one_mask_for_each_still_of_a_video_model() -> None:
     two = {"samples": torch.randn(2, 16, 1, 6, 4, generator=generator)}
     masks = torch.zeros(2, 48, 32)
     masks[0, :24], masks[1, :, :16] = 1, 1
-    layout, settings = make_layout(two, SEED, "shared"), (0, 8, 3.0, "euler", "simple", 0.2, 0.6, 0.3, "")
-    both = mix_latent(model, *conds, layout, *settings, masks, "paper")["samples"]
+    layout, schedule = make_layout(two, SEED, "shared"), Schedule(0, 8, 3.0, "euler", "simple")
+    both = mix_latent(model, *conds, layout, schedule=schedule, mix=Mix(0.2, 0.6, 0.3, mask=masks))["samples"]
     for i in range(2):
-        same = mix_latent(model, *conds, layout, *settings, masks[i:i + 1], "paper")["samples"]
+        same = mix_latent(
+            model, *conds, layout, schedule=schedule, mix=Mix(0.2, 0.6, 0.3, mask=masks[i:i + 1]))["samples"]
         torch.testing.assert_close(both[i], same[i], rtol=0, atol=1e-4)
 
 
@@ -194,7 +201,9 @@ def test_layouts_of_another_format(model: Any, samples: torch.Tensor, text: str)
     with pytest.raises(ValueError, match=f"The layout expects .*{text}"):
         mix(model, make_layout({"samples": samples}, SEED, "shared"))
     with pytest.raises(ValueError, match=re.escape("Layout Noise (Prompt)") + f" expects .*{text}"):
-        record_layout(model, POSITIVE, NEGATIVE, {"samples": samples}, 0, 8, 3.0, "euler", "normal", 0.6, 0.3, True)
+        record_layout(
+            model, POSITIVE, NEGATIVE, {"samples": samples}, schedule=Schedule(0, 8, 3.0, "euler", "normal"),
+            k_max=0.6, k_min=0.3, finish=True)
 
 
 def test_a_video_network_on_the_latent_format_of_pictures_takes_frames() -> None:

@@ -9,8 +9,8 @@ import pytest
 import tiny
 import torch
 from company import CAPTION, COMPANY, Parts, with_long_prompt
-from mixology.host.layout import make_layout, mix_latent, sigma_window
-from mixology.host.run import full_sigmas
+from mixology.host.layout import Mix, make_layout, mix_latent, sigma_window
+from mixology.host.run import Schedule, full_sigmas
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,10 @@ def test_company_acts_in_the_mix_as_in_plain_sampling(parts: Parts, company: Any
     model, positive, negative = company(parts)
     latent = tiny.latent(batch, 16, 14)
     layout = make_layout(latent, 5, "shared")
-    settings = (0, 8, 3.0, "euler", "normal")
+    schedule = Schedule(0, 8, 3.0, "euler", "normal")
 
     def mix(parts: Parts, nu: float) -> torch.Tensor:
-        return mix_latent(*parts, layout, *settings, nu, 0.6, 0.3, "", None, "paper")["samples"]
+        return mix_latent(*parts, layout, schedule=schedule, mix=Mix(nu, 0.6, 0.3))["samples"]
 
     before = mix(parts, 0.5)
     sigmas = full_sigmas(model, "euler", "normal", 8)

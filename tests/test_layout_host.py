@@ -12,8 +12,9 @@ import pytest
 import tiny
 import torch
 from mixology.host.cycle import CycleSampler
-from mixology.host.layout import LayoutMixSampler, make_layout, mix_latent, record_layout
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout, mix_latent, record_layout
 from mixology.host.layout_states import NoisedLayout
+from mixology.host.run import Schedule
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
 
 pytestmark = pytest.mark.seam
@@ -25,31 +26,36 @@ def test_recorded_layout_under_its_own_prompt_changes_nothing(model: Any, nu: fl
     """Also for solvers with history or noise, below nu 1, where they run in one piece as themselves."""
     empty = {"samples": torch.zeros(1, 4, 8, 6)}
     shared = (20, 7.5, name, "ddim_uniform")
-    layout, finished = record_layout(model, POSITIVE, NEGATIVE, empty, SEED, *shared, 0.6, 0.3, True)
+    layout, finished = record_layout(
+        model, POSITIVE, NEGATIVE, empty, schedule=Schedule(SEED, *shared), k_max=0.6, k_min=0.3, finish=True)
     if name == "ddim":
         plain = run(model, comfy.samplers.sampler_object(name), empty, tiny.sigmas_of(model, steps=20),
                     guider=tiny.cfg_guider(model, POSITIVE, NEGATIVE, 7.5))
         assert torch.equal(finished["samples"], plain)
-    mixed = mix_latent(model, POSITIVE, NEGATIVE, layout, SEED, *shared, nu, 0.6, 0.3, "", None, "paper")
+    mixed = mix_latent(model, POSITIVE, NEGATIVE, layout, schedule=Schedule(SEED, *shared), mix=Mix(nu, 0.6, 0.3))
     assert torch.equal(mixed["samples"], finished["samples"])
 
 
 def test_recorded_layout_of_another_schedule_is_a_clear_error(model: Any) -> None:
     empty = {"samples": torch.zeros(1, 4, 8, 8)}
-    layout, _ = record_layout(model, POSITIVE, NEGATIVE, empty, 0, 20, 3.0, "ddim", "ddim_uniform", 0.6, 0.3, False)
+    layout, _ = record_layout(
+        model, POSITIVE, NEGATIVE, empty, schedule=Schedule(0, 20, 3.0, "ddim", "ddim_uniform"), k_max=0.6,
+        k_min=0.3, finish=False)
     for steps, scheduler, k_max in ((24, "ddim_uniform", 0.6), (20, "karras", 0.6), (20, "ddim_uniform", 0.8)):
         with pytest.raises(ValueError, match="recorded at sigmas .* of another schedule or window .* same steps"):
-            mix_latent(model, POSITIVE, NEGATIVE, layout, 0, steps, 3.0, "ddim", scheduler, 0.5, k_max, 0.3, "", None,
-                       "paper")
+            mix_latent(
+                model, POSITIVE, NEGATIVE, layout, schedule=Schedule(0, steps, 3.0, "ddim", scheduler),
+                mix=Mix(0.5, k_max, 0.3))
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_unfinished_layout_gives_the_estimate_and_finished_the_picture(models: dict[str, Any], kind: str) -> None:
     model = models[kind]
     empty = {"samples": torch.zeros(1, 4, 8, 8), "downscale_ratio_spacial": 8}
-    arguments = (0, 20, 3.0, "ddim", "normal", 0.6, 0.3)
-    short, estimate = record_layout(model, POSITIVE, NEGATIVE, empty, *arguments, False)
-    whole, picture = record_layout(model, POSITIVE, NEGATIVE, empty, *arguments, True)
+    schedule = Schedule(0, 20, 3.0, "ddim", "normal")
+    (short, estimate), (whole, picture) = (
+        record_layout(model, POSITIVE, NEGATIVE, empty, schedule=schedule, k_max=0.6, k_min=0.3, finish=finish)
+        for finish in (False, True))
     assert estimate["samples"].shape == picture["samples"].shape == (1, 4, 8, 8)
     assert not torch.equal(estimate["samples"], picture["samples"])
     assert short.states.keys() == whole.states.keys()
@@ -60,12 +66,14 @@ def test_sweep_in_one_batch_equals_single_runs(model: Any) -> None:
     """Float32 batching noise only; the layout picture is one, so each image meets the same noise."""
     values = [0.0, 0.25, 0.5, 0.75, 1.0]
     layout = make_layout(tiny.latent(1, 9, 13), SEED, "shared")
-    arguments = (0, 20, 5.0, "ddim", "ddim_uniform")
-    sweep = mix_latent(model, POSITIVE, NEGATIVE, layout, *arguments, 0.5, 0.6, 0.3, "0, .25, .5, .75, 1", None,
-                       "paper")["samples"]
+    schedule = Schedule(0, 20, 5.0, "ddim", "ddim_uniform")
+    sweep = mix_latent(
+        model, POSITIVE, NEGATIVE, layout, schedule=schedule,
+        mix=Mix(0.5, 0.6, 0.3, "0, .25, .5, .75, 1"))["samples"]
     assert sweep.shape == (5, 4, 9, 13)
     for row, nu in zip(sweep, values):
-        single = mix_latent(model, POSITIVE, NEGATIVE, layout, *arguments, nu, 0.6, 0.3, "", None, "paper")["samples"]
+        single = mix_latent(
+            model, POSITIVE, NEGATIVE, layout, schedule=schedule, mix=Mix(nu, 0.6, 0.3))["samples"]
         torch.testing.assert_close(row, single[0], rtol=0, atol=1e-4)
 
 
@@ -182,7 +190,7 @@ def test_video_latents() -> None:
     mixed = run(model, mixer("euler", latent, 0.3, mask=mask, nu_per_image="0.1, 0.5"), latent, sigmas, guider=guider)
     assert mixed.shape == latent["samples"].shape and not torch.equal(mixed, plain)
     picture = make_layout({"samples": latent["samples"][:1, :, 0]}, SEED, "shared")  # a still image as layout
-    still = mix_latent(model, *conds, picture, 0, 10, 3.0, "euler", "simple", 0.3, 0.6, 0.3, "", None, "paper")
+    still = mix_latent(model, *conds, picture, schedule=Schedule(0, 10, 3.0, "euler", "simple"), mix=Mix(0.3, 0.6, 0.3))
     assert still["samples"].shape == (1, 16, 1, 6, 4)
 
 
@@ -213,8 +221,9 @@ def test_nothing_of_the_caller_changes(model: Any) -> None:
     options, sigmas = repr(model.model_options), tiny.sigmas_of(model)
     sampling, grid = dict(model.model.model_sampling.__dict__), sigmas.clone()
     for name in ("euler", "uni_pc", "dpmpp_2m_sde", "euler_cfg_pp", "lcm"):
-        mix_latent(model, POSITIVE, NEGATIVE, make_layout(latent, SEED, "shared"), 0, 10, 3.0, name, "normal", 0.5, 0.6,
-                   0.3, "", None, "paper")
+        mix_latent(
+            model, POSITIVE, NEGATIVE, make_layout(latent, SEED, "shared"),
+            schedule=Schedule(0, 10, 3.0, name, "normal"), mix=Mix(0.5, 0.6, 0.3))
         run(model, mixer(name, latent), latent, sigmas)
     assert all(torch.equal(latent[key], copies[key]) for key in copies)
     assert all(torch.equal(value, weights[key]) for key, value in model.model.state_dict().items())
@@ -242,7 +251,8 @@ def test_out_of_memory_leaves_the_host_usable(model: Any) -> None:
     def exhausted(*args: Any, **kwargs: Any) -> torch.Tensor:
         raise comfy.model_management.OOM_EXCEPTION("no memory")
 
-    broken = LayoutMixSampler(comfy.samplers.KSAMPLER(exhausted), make_layout(latent, SEED, "shared"), 0.5, 0.6, 0.3)
+    broken = LayoutMixSampler(
+        comfy.samplers.KSAMPLER(exhausted), make_layout(latent, SEED, "shared"), Mix(0.5, 0.6, 0.3))
     with pytest.raises(comfy.model_management.OOM_EXCEPTION):
         run(model, broken, latent, sigmas)
     assert torch.equal(run(model, mixer("euler", latent), latent, sigmas), before)
@@ -250,7 +260,7 @@ def test_out_of_memory_leaves_the_host_usable(model: Any) -> None:
 
 def test_options_of_the_wrapped_sampler_stay_visible() -> None:
     inner = comfy.samplers.ksampler("euler", {"s_churn": 0.1}, {"random": True})
-    wrapped = LayoutMixSampler(inner, make_layout(tiny.latent(), 0, "shared"), 0.5, 0.6, 0.3)
+    wrapped = LayoutMixSampler(inner, make_layout(tiny.latent(), 0, "shared"), Mix(0.5, 0.6, 0.3))
     assert wrapped.extra_options == {"s_churn": 0.1} and wrapped.inpaint_options == {"random": True}
 
 
@@ -277,7 +287,8 @@ def test_empty_layout() -> None:
 def test_one_layout_for_a_batch_and_masks_per_image(model: Any) -> None:
     one, sigmas = tiny.latent(1), tiny.sigmas_of(model)
     three = {"samples": one["samples"].repeat(3, 1, 1, 1)}
-    sampler = LayoutMixSampler(comfy.samplers.sampler_object("euler"), NoisedLayout(one, SEED, False), 0.5, 0.6, 0.3)
+    sampler = LayoutMixSampler(
+        comfy.samplers.sampler_object("euler"), NoisedLayout(one, SEED, False), Mix(0.5, 0.6, 0.3))
     result = run(model, sampler, three, sigmas)
     torch.testing.assert_close(result[0], result[2], rtol=0, atol=1e-5)
 
@@ -285,4 +296,4 @@ def test_one_layout_for_a_batch_and_masks_per_image(model: Any) -> None:
 def test_a_sampler_that_holds_a_picture_by_itself() -> None:
     layout = make_layout(tiny.latent(), SEED, "shared")
     with pytest.raises(ValueError, match="expects a solver, got the Cycle Sampler, .*; wire only one of the two"):
-        LayoutMixSampler(CycleSampler(POSITIVE, 1.0, 0.1, 0), layout, 0.5, 0.6, 0.3)
+        LayoutMixSampler(CycleSampler(POSITIVE, 1.0, 0.1, 0), layout, Mix(0.5, 0.6, 0.3))

@@ -9,7 +9,8 @@ import nodes as core
 import pytest
 import torch
 from mixology.demo import judge, world
-from mixology.host.layout import make_layout, mix_latent
+from mixology.host.layout import Mix, make_layout, mix_latent
+from mixology.host.run import Schedule
 
 pytestmark = [pytest.mark.meaning, pytest.mark.usefixtures("usual_kernel")]
 
@@ -50,8 +51,9 @@ def measure_point(model: Any, vae: Any, cases: list[tuple[Any, Any, Any, torch.T
                   k_min: float) -> Point:
     rows = []
     for layout, positive, negative, masks, content in cases:
-        latent = mix_latent(model, positive, negative, layout, 0, STEPS, CFG, "ddim", "ddim_uniform", nu, k_max, k_min,
-                            "", None, "paper")
+        latent = mix_latent(
+            model, positive, negative, layout, schedule=Schedule(0, STEPS, CFG, "ddim", "ddim_uniform"),
+            mix=Mix(nu, k_max, k_min))
         verdict = judge.judge_pictures(vae.decode(latent["samples"]))
         scene = world.parse_caption(content)
         parts = [verdict.score(name, getattr(scene, name)) for name in ("shape", "colour", "texture")]

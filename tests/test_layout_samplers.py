@@ -9,7 +9,8 @@ import comfy.samplers
 import pytest
 import tiny
 import torch
-from mixology.host.layout import LayoutMixSampler, make_layout, mix_latent, record_layout
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout, mix_latent, record_layout
+from mixology.host.run import Schedule
 from rig import NEGATIVE, POSITIVE, SAMPLERS, SEED, mixer, run, start_index
 
 pytestmark = pytest.mark.seam
@@ -104,12 +105,14 @@ def test_as_many_evaluations_as_the_plain_sampler(model: Any, name: str) -> None
 
 def test_ddim_with_guidance_costs_two_evaluations_a_step(model: Any) -> None:
     counted, calls = tiny.count_evaluations(model)
-    mix_latent(counted, POSITIVE, NEGATIVE, make_layout(tiny.latent(), SEED, "shared"), 0, 50, 7.5, "ddim",
-               "ddim_uniform", 0.5, 0.6, 0.3, "", None, "paper")
+    mix_latent(
+        counted, POSITIVE, NEGATIVE, make_layout(tiny.latent(), SEED, "shared"),
+        schedule=Schedule(0, 50, 7.5, "ddim", "ddim_uniform"), mix=Mix(0.5, 0.6, 0.3))
     assert sum(calls) == 60
     calls.clear()
-    record_layout(counted, POSITIVE, NEGATIVE, {"samples": torch.zeros(1, 4, 8, 8)}, 0, 50, 7.5, "ddim",
-                  "ddim_uniform", 0.6, 0.3, False)
+    record_layout(
+        counted, POSITIVE, NEGATIVE, {"samples": torch.zeros(1, 4, 8, 8)},
+        schedule=Schedule(0, 50, 7.5, "ddim", "ddim_uniform"), k_max=0.6, k_min=0.3, finish=False)
     assert sum(calls) == 70
 
 
@@ -122,7 +125,8 @@ def test_stochastic_solvers_get_fresh_noise_at_every_step(model: Any) -> None:
         seeds.append(kwargs["extra_args"]["seed"])
         return plain.sampler_function(*args, **kwargs)
 
-    wrapped = LayoutMixSampler(comfy.samplers.KSAMPLER(listening), make_layout(latent, SEED, "shared"), 0.5, 0.6, 0.3)
+    wrapped = LayoutMixSampler(
+        comfy.samplers.KSAMPLER(listening), make_layout(latent, SEED, "shared"), Mix(0.5, 0.6, 0.3))
     run(model, wrapped, latent, sigmas)
     assert len(seeds) > 5 and len(set(seeds)) == len(seeds)
 
@@ -142,8 +146,9 @@ def test_diffusers_variant_runs_every_sampler_in_one_piece(model: Any, name: str
 def test_diffusers_variant_is_the_community_pipelines_rule(model: Any, nu: float) -> None:
     steps, cfg, latent = 50, 4.0, tiny.latent(1, 8, 6)
     layout = make_layout(latent, SEED, "shared")
-    ours = mix_latent(model, POSITIVE, NEGATIVE, layout, 0, steps, cfg, "ddim", "ddim_uniform", nu, 0.6, 0.3, "", None,
-                      "diffusers")["samples"]
+    ours = mix_latent(
+        model, POSITIVE, NEGATIVE, layout, schedule=Schedule(0, steps, cfg, "ddim", "ddim_uniform"),
+        mix=Mix(nu, 0.6, 0.3, variant="diffusers"))["samples"]
     theirs = community_pipeline(model, latent, nu, steps, cfg)
     # float32 through thirty steps of two different parameterisations
     torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)

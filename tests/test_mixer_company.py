@@ -16,8 +16,9 @@ from injection_rig import run as follow
 from mixology.host import demo
 from mixology.host.cycle import CycleSampler
 from mixology.host.injection import inject_features
-from mixology.host.layout import make_layout, mix_latent
+from mixology.host.layout import Mix, make_layout, mix_latent
 from mixology.host.mixer import make_conditioning, mix_image
+from mixology.host.run import Schedule
 from spatial_rig import gradient, merged_plain_steps, merger, one_step, run
 from torch import Tensor
 
@@ -114,7 +115,8 @@ def test_as_the_content_of_a_layout(world: dict[str, Any]) -> None:
     layout = make_layout(latent, 5, "shared")
 
     def mix(nu: float) -> Tensor:
-        return mix_latent(*parts, layout, 0, 6, 3.0, "ddim", "ddim_uniform", nu, 1.0, 0.3, "", None, "paper")["samples"]
+        return mix_latent(
+            *parts, layout, schedule=Schedule(0, 6, 3.0, "ddim", "ddim_uniform"), mix=Mix(nu, 1.0, 0.3))["samples"]
 
     sampler, sigmas = comfy.samplers.sampler_object("ddim"), tiny.sigmas_of(world["model"], steps=6)
     plain = tiny.cfg_guider(*parts).sample(

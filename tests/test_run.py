@@ -10,7 +10,8 @@ import tiny
 import torch
 from mixology.host.injection import sample_cocktail
 from mixology.host.inversion import invert_latent
-from mixology.host.layout import make_layout, mix_latent, record_layout
+from mixology.host.layout import Mix, make_layout, mix_latent, record_layout
+from mixology.host.run import Schedule
 from rig import NEGATIVE, POSITIVE, SEED
 
 pytestmark = pytest.mark.seam
@@ -30,13 +31,16 @@ def with_merged_tokens(model: Any) -> Any:
 
 def make_mix(model: Any) -> torch.Tensor:
     layout = make_layout(tiny.latent(2), SEED, "shared")
-    return mix_latent(model, POSITIVE, NEGATIVE, layout, 3, 8, 3.0, "ddim", "normal", 0.5, 0.6, 0.3, "", None,
-                      "paper")["samples"]
+    return mix_latent(
+        model, POSITIVE, NEGATIVE, layout, schedule=Schedule(3, 8, 3.0, "ddim", "normal"), mix=Mix(0.5, 0.6, 0.3)
+    )["samples"]
 
 
 def make_recording(model: Any) -> torch.Tensor:
     empty = {"samples": torch.zeros(1, 4, 8, 8)}
-    return record_layout(model, POSITIVE, NEGATIVE, empty, 3, 6, 3.0, "euler", "normal", 0.6, 0.3, True)[1]["samples"]
+    return record_layout(
+        model, POSITIVE, NEGATIVE, empty, schedule=Schedule(3, 6, 3.0, "euler", "normal"), k_max=0.6, k_min=0.3,
+        finish=True)[1]["samples"]
 
 
 def make_inversion(model: Any) -> torch.Tensor:
@@ -72,11 +76,14 @@ def test_the_picture_is_the_hosts(model: Any, name: str, masked: bool, indices: 
     patched = with_merged_tokens(model)
     host = core.common_ksampler(patched, 3, 5, 3.0, name, "normal", POSITIVE, NEGATIVE, latent)[0]["samples"]
     torch.manual_seed(9)
-    ours = mix_latent(patched, POSITIVE, NEGATIVE, make_layout(latent, 3, "shared"), 3, 5, 3.0, name, "normal", 1.0,
-                      1.0, 0.0, "", None, "paper")["samples"]
+    ours = mix_latent(
+        patched, POSITIVE, NEGATIVE, make_layout(latent, 3, "shared"), schedule=Schedule(3, 5, 3.0, name, "normal"),
+        mix=Mix(1.0, 1.0, 0.0))["samples"]
     assert torch.equal(ours, host)
     torch.manual_seed(9)
-    _, recorded = record_layout(patched, POSITIVE, NEGATIVE, latent, 3, 5, 3.0, name, "normal", 0.8, 0.3, True)
+    _, recorded = record_layout(
+        patched, POSITIVE, NEGATIVE, latent, schedule=Schedule(3, 5, 3.0, name, "normal"), k_max=0.8, k_min=0.3,
+        finish=True)
     assert torch.equal(recorded["samples"], host)
     assert not torch.equal(host, core.common_ksampler(model, 3, 5, 3.0, name, "normal", POSITIVE, NEGATIVE, latent)[0][
         "samples"])

@@ -103,7 +103,7 @@ def test_a_template_paints_its_picture(name: str, server: Any, definitions: dict
         assert all(painted) if node in workflow.ids("SaveImage") else any(painted), "a picture is blank"
     assert "progress" in kinds, "sampling shows no progress"
     assert "preview" in kinds, "sampling shows no preview"
-    alike = compare(name, saved_pictures(run, workflow), pytestconfig.getoption("--write-references"))
+    alike = compare(name, saved_pictures(run, workflow), bool(pytestconfig.getoption("--write-references")))
     assert alike >= ALIKE, f"{name} paints another picture: structural similarity {alike:.3f}"
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from comfy_api.latest import _io
-from mixology.host.layout import LayoutMixSampler, make_layout
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout
 from mixology.nodes.spatial import EpsilonMergeGuider as MergeNode
 from mixology.nodes.spatial import GradientMask
 from mixology.samplers.spatial import draw_gradient_masks
@@ -172,9 +172,9 @@ def test_under_the_layout_mix_sampler(model: Any, name: str) -> None:
     layout = make_layout(latent, SEED, "shared")
     plain = run(merger(model, masks), latent, sigmas[4:], inner)
     assert torch.equal(
-        run(merger(model, masks), latent, sigmas, LayoutMixSampler(inner, layout, 1.0, 0.6, 0.3)), plain)
+        run(merger(model, masks), latent, sigmas, LayoutMixSampler(inner, layout, Mix(1.0, 0.6, 0.3))), plain)
     core = tiny.cfg_guider(model, masked_combine(masks, STYLES), NEGATIVE)
-    mixing = LayoutMixSampler(inner, layout, 0.4, 0.6, 0.3)
+    mixing = LayoutMixSampler(inner, layout, Mix(0.4, 0.6, 0.3))
     close(run(merger(model, masks), latent, sigmas, mixing), run(core, latent, sigmas, mixing), 2e-4)
 
 

@@ -19,7 +19,7 @@ from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.fusion import SaliencyGuider
 from mixology.host.injection import inject_features
 from mixology.host.inversion import invert_latent
-from mixology.host.layout import LayoutMixSampler, make_layout
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout
 from mixology.host.marks import mark_conditioning
 from mixology.host.spatial import EpsilonMergeGuider
 from mixology.host.trajectory import Trajectory, start_trajectory
@@ -111,7 +111,7 @@ def fuse(model: Any, positive: Any, _: Any) -> Parts:
 def mix_layout(model: Any, positive: Any, _: Any) -> Parts:
     layout = make_layout(LATENT, 3, "shared")
     return Parts(tiny.cfg_guider(model, positive, NEGATIVE, CFG), euler(),
-                 lambda solver: LayoutMixSampler(solver, layout, 0.5, 0.9, 0.2))
+                 lambda solver: LayoutMixSampler(solver, layout, Mix(0.5, 0.9, 0.2)))
 
 
 def recycle(model: Any, positive: Any, _: Any) -> Parts:

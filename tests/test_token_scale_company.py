@@ -11,8 +11,9 @@ import tiny
 import torch
 from company import CAPTION, COMPANY, Parts
 from mixology.host.factors import SCALE_KEY
-from mixology.host.layout import make_layout, mix_latent
+from mixology.host.layout import Mix, make_layout, mix_latent
 from mixology.host.marks import read_mark
+from mixology.host.run import Schedule
 from mixology.host.token_scale import scale_tokens
 from torch import Tensor
 
@@ -109,8 +110,9 @@ def test_with_layout_mixing(loaded: Parts) -> None:
     layout = make_layout(tiny.latent(1, 16, 14), 5, "shared")
 
     def mix(model: Any, positive: Any, nus: str) -> Tensor:
-        return mix_latent(model, positive, negative, layout, 0, 8, 3.0, "euler", "normal", 0.5, 0.6, 0.3, nus, None,
-                          "paper")["samples"]
+        return mix_latent(
+            model, positive, negative, layout, schedule=Schedule(0, 8, 3.0, "euler", "normal"),
+            mix=Mix(0.5, 0.6, 0.3, nus))["samples"]
 
     ours = mix(scaled, positive, "0.7, 0.7, 0.7")
     for index, s in enumerate((-1, 1, 2)):

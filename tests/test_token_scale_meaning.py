@@ -11,7 +11,8 @@ import pytest
 import tiny
 import torch
 from mixology.demo import judge, world
-from mixology.host.layout import make_layout, mix_latent
+from mixology.host.layout import Mix, make_layout, mix_latent
+from mixology.host.run import Schedule
 from mixology.host.token_scale import scale_tokens
 from torch import Tensor
 
@@ -116,8 +117,9 @@ def test_a_negative_scale_takes_the_concept_out_of_a_picture(models: Models) -> 
                  "deleted": (f"a on a {background} background", "")}
         for name, (text, scales) in texts.items():
             model, positive = scale_tokens(models[0], models[1], text, scales, 0.0, 1.0)
-            latent = mix_latent(model, positive, core.CLIPTextEncode().encode(models[1], "")[0], layout, 0, 20, 4.0,
-                                "ddim", "ddim_uniform", 0.9, 0.75, 0.3, "", None, "paper")
+            latent = mix_latent(
+                model, positive, core.CLIPTextEncode().encode(models[1], "")[0], layout,
+                schedule=Schedule(0, 20, 4.0, "ddim", "ddim_uniform"), mix=Mix(0.9, 0.75, 0.3))
             verdict = judge.judge_pictures(models[2].decode(latent["samples"]))
             gone[name].append(verdict.score("shape", shape) < 0.5)
             if name == "scaled":
