@@ -18,6 +18,7 @@ from cycle_rig import NEGATIVE, SEED, SOURCE, TARGET, cycle, grid, make_noise, p
 from mixology.host.cycle import CycleSampler, part_shapes
 from mixology.host.run import noise_levels
 from mixology.samplers.cycle import ancestral_step
+from unchanged import snapshot
 
 pytestmark = pytest.mark.seam
 
@@ -351,7 +352,7 @@ def test_nothing_of_the_caller_changes_and_nothing_stays_behind(model: Any) -> N
                               "area": (8, 8, 0, 0), "mask": torch.ones(1, 64, 64)}]]
     copies = {key: value.clone() for key, value in latent.items()}
     weights = {key: value.clone() for key, value in model.model.state_dict().items()}
-    options, sigmas, prompt = repr(model.model_options), grid(model), repr(source)
+    options, sigmas, prompt = snapshot(model.model_options), grid(model), snapshot(source)
     before, sampler = sigmas.clone(), cycle(2.0, 0.5, 1, source)
     held = tensors_of(sampler, set())
     run(tiny.cfg_guider(model, TARGET, NEGATIVE), sampler, latent, sigmas)
@@ -359,7 +360,7 @@ def test_nothing_of_the_caller_changes_and_nothing_stays_behind(model: Any) -> N
     assert held == {id(source[0][0]), id(source[0][1]["mask"]), id(NEGATIVE[0][0])}
     assert all(torch.equal(latent[key], copies[key]) for key in copies)
     assert all(torch.equal(value, weights[key]) for key, value in model.model.state_dict().items())
-    assert repr(model.model_options) == options and torch.equal(sigmas, before) and repr(source) == prompt
+    assert snapshot(model.model_options) == options and torch.equal(sigmas, before) and snapshot(source) == prompt
 
 
 def test_interrupt_leaves_the_host_usable(model: Any) -> None:

@@ -28,6 +28,7 @@ from mixology.host.fusion import SaliencyGuider, show_maps
 from mixology.nodes.fusion import Expert as ExpertNode
 from mixology.nodes.fusion import SaliencyGuider as GuiderNode
 from mixology.nodes.fusion import SaliencyMaps
+from unchanged import snapshot
 
 pytestmark = pytest.mark.seam
 
@@ -273,14 +274,15 @@ def test_sizes_that_samplers_ask_for_midway(model: Any, others: dict[str, Any]) 
 def test_nothing_is_kept_or_changed(model: Any, others: dict[str, Any]) -> None:
     pair, latent, sigmas = (model, others["v"]), tiny.latent(), tiny.sigmas_of(model, "simple", 3)
     plain = [run(tiny.cfg_guider(one, POSITIVE, NEGATIVE), latent, sigmas) for one in pair]
-    before = [(repr(one.model_options), one.patches_uuid, one.object_patches.copy(), one.hook_mode) for one in pair]
+    before = [(snapshot(one.model_options), one.patches_uuid, one.object_patches.copy(), one.hook_mode) for one in pair]
     prompts = [text[0][0].clone() for text in (POSITIVE, OTHER, NEGATIVE)]
     guider = fuser([spec(model), spec(others["v"], OTHER), spec(model, OTHER, OTHER)])
     assert guider.model_patcher is model and guider.cfg == 3.0
     first = run(guider, latent, sigmas)
     assert guider.run is None and all(own.prediction is None and not own.run_options for own in guider.experts)
     assert torch.equal(run(guider, latent, sigmas), first)
-    assert [(repr(one.model_options), one.patches_uuid, one.object_patches, one.hook_mode) for one in pair] == before
+    after = [(snapshot(one.model_options), one.patches_uuid, one.object_patches, one.hook_mode) for one in pair]
+    assert after == before
     assert all(torch.equal(a, b[0][0]) for a, b in zip(prompts, (POSITIVE, OTHER, NEGATIVE)))
     assert all(torch.equal(run(tiny.cfg_guider(one, POSITIVE, NEGATIVE), latent, sigmas), result)
                for one, result in zip(pair, plain))

@@ -21,6 +21,7 @@ from mixology.host.injection import KEY, inject_features, sample_cocktail
 from mixology.host.injection_unet import features_layer, injected_blocks
 from mixology.host.trajectory import start_trajectory
 from torch import Tensor
+from unchanged import snapshot
 
 pytestmark = pytest.mark.seam
 
@@ -223,7 +224,7 @@ def test_samplers_that_ask_between_sigmas(model: Any, sampler: str) -> None:
 
 
 def describe(model: Any) -> tuple[str, ...]:
-    return tuple(repr(vars(model)[part]) for part in ("model_options", "wrappers", "callbacks", "object_patches"))
+    return tuple(snapshot(vars(model)[part]) for part in ("model_options", "wrappers", "callbacks", "object_patches"))
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, comfy.model_management.InterruptProcessingException])

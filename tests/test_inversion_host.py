@@ -13,6 +13,7 @@ from inversion_rig import OTHER, PROMPT, assert_follows, invert, printed_inversi
 from mixology.host.inversion import invert_latent
 from mixology.host.trajectory import end_latent
 from mixology.samplers.inversion import RULES
+from unchanged import snapshot
 
 pytestmark = pytest.mark.seam
 
@@ -167,13 +168,13 @@ def test_interrupt(model: Any) -> None:
 def test_nothing_of_the_caller_changes(model: Any) -> None:
     latent = {**tiny.latent(), "batch_index": [7], "downscale_ratio_spacial": 8}
     samples, text = latent["samples"].clone(), PROMPT[0][0].clone()
-    options, keys, state = repr(model.model_options), set(latent), torch.random.get_rng_state()
+    options, keys, state = snapshot(model.model_options), set(latent), torch.random.get_rng_state()
     prompt_keys = set(PROMPT[0][1])
     found = invert(model, latent)
     assert torch.equal(latent["samples"], samples) and set(latent) == keys
     assert set(found.latent) == {"samples", "batch_index"}
     assert torch.equal(PROMPT[0][0], text) and set(PROMPT[0][1]) == prompt_keys
-    assert repr(model.model_options) == options and torch.equal(torch.random.get_rng_state(), state)
+    assert snapshot(model.model_options) == options and torch.equal(torch.random.get_rng_state(), state)
     assert not model.model.diffusion_model.training
 
 

@@ -16,6 +16,7 @@ from mixology.host.layout import LayoutMixSampler, Mix, make_layout, mix_latent,
 from mixology.host.layout_states import NoisedLayout
 from mixology.host.run import Schedule
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
+from unchanged import snapshot
 
 pytestmark = pytest.mark.seam
 
@@ -218,7 +219,7 @@ def test_nothing_of_the_caller_changes(model: Any) -> None:
     latent = {**tiny.latent(), "noise_mask": torch.ones(1, 64, 64)}
     copies = {key: value.clone() for key, value in latent.items()}
     weights = {key: value.clone() for key, value in model.model.state_dict().items()}
-    options, sigmas = repr(model.model_options), tiny.sigmas_of(model)
+    options, sigmas = snapshot(model.model_options), tiny.sigmas_of(model)
     sampling, grid = dict(model.model.model_sampling.__dict__), sigmas.clone()
     for name in ("euler", "uni_pc", "dpmpp_2m_sde", "euler_cfg_pp", "lcm"):
         mix_latent(
@@ -227,7 +228,7 @@ def test_nothing_of_the_caller_changes(model: Any) -> None:
         run(model, mixer(name, latent), latent, sigmas)
     assert all(torch.equal(latent[key], copies[key]) for key in copies)
     assert all(torch.equal(value, weights[key]) for key, value in model.model.state_dict().items())
-    assert repr(model.model_options) == options and torch.equal(sigmas, grid)
+    assert snapshot(model.model_options) == options and torch.equal(sigmas, grid)
     assert model.model.model_sampling.__dict__.keys() == sampling.keys()
 
 

@@ -49,7 +49,7 @@ def test_nu_zero_is_image_to_image_from_k_min(models: dict[str, Any], kind: str,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_mixes(models: dict[str, Any], kind: str, name: str) -> None:
-    """Finite, between no layout and all layout, and the same again; the last piece may be a single step."""
+    """Finite, another for another nu, and the same again; the last piece may be a single step."""
     model, latent = models[kind], tiny.latent()
     sigmas = tiny.sigmas_of(model, steps=8)
     for k_min in (0.3, 0.0):

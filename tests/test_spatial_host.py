@@ -16,6 +16,7 @@ from mixology.nodes.spatial import EpsilonMergeGuider as MergeNode
 from mixology.nodes.spatial import GradientMask
 from mixology.samplers.spatial import draw_gradient_masks
 from spatial_rig import NEGATIVE, SEED, STYLES, gradient, masked_combine, merged_plain_steps, merger, one_step, run
+from unchanged import snapshot
 
 pytestmark = pytest.mark.seam
 
@@ -193,18 +194,18 @@ def test_sizes_that_samplers_ask_for_midway(model: Any) -> None:
 def test_nothing_is_kept_or_changed(model: Any) -> None:
     latent, masks, styles = tiny.latent(), gradient(2, 64, 64), [tiny.conditioning(1), tiny.conditioning(3)]
     copies = [masks.clone(), *(style[0][0].clone() for style in styles)]
-    options, guider = repr(model.model_options), merger(model, masks, styles)
+    options, guider = snapshot(model.model_options), merger(model, masks, styles)
     plain = comfy.samplers.CFGGuider(model)
     plain.set_conds(styles[0], NEGATIVE)
-    before = {key: repr(value) for key, value in guider.original_conds.items()}
+    before = {key: snapshot(value) for key, value in guider.original_conds.items()}
     first = run(guider, latent, tiny.sigmas_of(model))
     run(plain, latent, tiny.sigmas_of(model))
     assert set(guider.__dict__) - set(plain.__dict__) == {"masks", "own_scales", "weights", "painted"}
     assert guider.weights is None and not guider.painted
-    assert {key: repr(value) for key, value in guider.original_conds.items()} == before
+    assert {key: snapshot(value) for key, value in guider.original_conds.items()} == before
     assert torch.equal(run(guider, latent, tiny.sigmas_of(model)), first)
     assert all(torch.equal(a, b) for a, b in zip(copies, [masks, *(style[0][0] for style in styles)]))
-    assert all(style[0][1] == {"pooled_output": None} for style in styles) and repr(model.model_options) == options
+    assert all(style[0][1] == {"pooled_output": None} for style in styles) and snapshot(model.model_options) == options
     other = tiny.latent(1, 10, 6)
     assert run(guider, other, tiny.sigmas_of(model)).shape == other["samples"].shape
 

@@ -15,6 +15,7 @@ from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.marks import mark_conditioning, read_mark
 from mixology.host.networks import OVERRIDE
 from torch import Tensor
+from unchanged import snapshot
 
 pytestmark = pytest.mark.seam
 
@@ -273,7 +274,8 @@ def test_nothing_of_the_caller_changes(models: dict[str, Any], name: str) -> Non
     weights = {key: value.clone() for key, value in model.model.state_dict().items()}
 
     def describe() -> tuple[str, ...]:
-        return tuple(repr(vars(model)[part]) for part in ("model_options", "wrappers", "callbacks", "object_patches"))
+        parts = ("model_options", "wrappers", "callbacks", "object_patches")
+        return tuple(snapshot(vars(model)[part]) for part in parts)
 
     before = describe()
     patched = patch_model(model)

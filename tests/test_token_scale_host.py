@@ -183,7 +183,7 @@ def test_a_region_s_copy_in_the_negative_is_left_alone() -> None:
 
 
 def test_other_conditioning_nodes_keep_the_scale_where_the_text_is() -> None:
-    """Concat appends text that is not scaled; Zero Out leaves nothing to scale; a time range is honoured."""
+    """Concat appends text that is not scaled."""
     model = tiny.unet()
     longer = core.ConditioningConcat().concat(mark(TEXT, -1.5), NEGATIVE)[0]
     third = tiny.conditioning(4)
@@ -191,10 +191,18 @@ def test_other_conditioning_nodes_keep_the_scale_where_the_text_is() -> None:
     reference = torch.cat([factors(-1.5), torch.ones(1, 77)], dim=1)
     plain = core.ConditioningConcat().concat(TEXT, NEGATIVE)[0]
     assert close(ours, sample(tiny.cfg_guider(explicit(model, {0: reference}), plain, third)))
+
+
+def test_zeroed_text_has_nothing_to_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No factor reaches the model, which would leave zeros as they are and so not be seen in the result."""
+    model = tiny.unet()
     zeroed = core.ConditioningZeroOut().zero_out(mark(TEXT, -1.5))[0]
     silent = core.ConditioningZeroOut().zero_out(TEXT)[0]
+    made: list[Any] = []
+    monkeypatch.setattr("mixology.host.factors.make_value_patch", lambda *args, **kwargs: made.append(args))
     assert torch.equal(sample(tiny.cfg_guider(patch_model(model), TEXT, zeroed)),
                        sample(tiny.cfg_guider(model, TEXT, silent)))
+    assert not made
 
 
 def test_beside_another_pack_s_patches() -> None:
