@@ -20,7 +20,7 @@ from .rows import check_part, check_rows, token_axis
 NODE = "Feature Injection"
 Attention = Callable[..., Tensor]
 Point = tuple[Hashable, ...]  # a place in a network
-Reading = dict[Point, tuple[Tensor, ...]]  # of one source row: tensors [1 or images, ...]
+SourceTensors = dict[Point, tuple[Tensor, ...]]  # of one source row: tensors [1 or images, ...]
 FEATURES: Point = ("features",)
 
 
@@ -57,7 +57,7 @@ class Chunk:
         picture, area, images: see `Part`.
     """
 
-    reading: Reading
+    reading: SourceTensors
     mask: LayerMasks | None
     picture: tuple[int, int]
     area: tuple[int, ...] | None
@@ -76,7 +76,7 @@ def check_call(shape: Sequence[int], parts: Sequence[Part | Chunk | None]) -> No
             check_part((shape[-2], shape[-1]), part.picture, part.area, NODE)
 
 
-def keep(readings: Sequence[Reading], point: Point, *tensors: Tensor) -> None:
+def keep(readings: Sequence[SourceTensors], point: Point, *tensors: Tensor) -> None:
     """Hands each reading its rows of a call's tensors, [readings * images, ...]."""
     for reading, *parts in zip(readings, *(tensor.chunk(len(readings)) for tensor in tensors), strict=True):
         reading[point] = tuple(parts)
@@ -157,7 +157,7 @@ class UNetReader:
         points: what to read, in the network's order. The call ends at the last.
     """
 
-    def __init__(self, readings: Sequence[Reading], points: Sequence[Point]):
+    def __init__(self, readings: Sequence[SourceTensors], points: Sequence[Point]):
         self.readings, self.points = readings, frozenset(points)
         self.last = points[-1]
 
@@ -246,8 +246,8 @@ class JointCall:
             f"node that adds tokens to the model.")
 
 
-def make_joint_reader(call: JointCall, readings: Sequence[Reading], points: Sequence[Point], inner: Attention | None,
-                      ) -> Attention:
+def make_joint_reader(call: JointCall, readings: Sequence[SourceTensors], points: Sequence[Point],
+                      inner: Attention | None) -> Attention:
     """An attention override that keeps the picture's queries and keys at `points`, after positions were put in.
 
     Args:

@@ -9,7 +9,6 @@ Sources: `load_state_dict_guess_config` and `load_diffusion_model_state_dict` of
 from __future__ import annotations
 
 import json
-import math
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from ..demo.difference import add_difference, combined_layout, is_difference
 from ..demo.world import draw_scene, parse_caption
 from ..samplers.wording import check_text, legible
+from .files import fingerprint_files, tell_fault
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 MODEL, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
@@ -158,24 +158,13 @@ def list_names() -> list[str]:
 
 def find_fault(name: object) -> str | None:
     """What keeps `name` from loading, in one sentence; None if nothing does."""
-    try:
-        check_layout(find_file(name))
-    except ValueError as error:
-        return str(error)
-    return None
+    return tell_fault(lambda: check_layout(find_file(name)))
 
 
 def fingerprint(name: object) -> str | float:
-    """Changes when a file behind `name` changes, so that the host loads it again; for a name that is connected, which
-    the host does not know yet, always."""
-    if name is None:
-        return math.nan
-    paths = (find_file(name), base_file(), *(shipped_file(part) for part in ("text", "vae", "clip")))
-    try:
-        files = [path.stat() for path in paths]
-    except OSError:  # one is missing: loading will say so
-        return math.nan
-    return " ".join(f"{file.st_mtime_ns}.{file.st_size}" for file in files)
+    """Changes when a file behind `name` changes; see `fingerprint_files`."""
+    return fingerprint_files(
+        name, lambda: (find_file(name), base_file(), *(shipped_file(part) for part in ("text", "vae", "clip"))))
 
 
 def read_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:

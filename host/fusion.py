@@ -18,7 +18,7 @@ from ..samplers.fusion import (
     pick_winners,
     split_winners,
 )
-from ..samplers.wording import legible
+from ..samplers.wording import format_size, legible
 from .conds import check_sigmas, is_active, wants_pairs
 from .experts import Expert, ExpertGuider, is_same_prompt, may_share
 from .maps import RunMaps
@@ -380,12 +380,8 @@ def explain_missing(guider: SaliencyGuider, samples: torch.Tensor) -> str:
                 "that it sampled, and run the sampling node again (for instance with another seed).")
     found, wanted = tuple(guider.maps.runs[-1].winners.shape[1:]), (len(samples), *samples.shape[2:])
     if found != wanted:
-        return (f"Saliency Maps expects the latent of the guider's last run, with the shape {describe(found)}, got "
-                f"{describe(wanted)}; connect that latent, and use one guider for each sampling node.")
+        return (f"Saliency Maps expects the latent of the guider's last run, with the shape {format_size(found)}, got "
+                f"{format_size(wanted)}; connect that latent, and use one guider for each sampling node.")
     return ("Saliency Maps expects a latent as it came out of the sampling node, got one that none of the "
             f"{len(guider.maps.runs)} run(s) that the guider remembers has made; connect an output of that node "
             "directly, or run it again (for instance with another seed).")
-
-
-def describe(shape: Sequence[int]) -> str:
-    return "x".join(str(side) for side in shape)

@@ -11,7 +11,7 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention_patches.injection import NODE, SKIPPED, Chunk, Part, Point, Reading
+from ..attention_patches.injection import NODE, SKIPPED, Chunk, Part, Point, SourceTensors
 from ..attention_patches.masks import LayerMasks
 from ..attention_patches.rows import check_part
 from ..samplers.levels import SIGMA_TOLERANCE
@@ -94,7 +94,7 @@ class Injection:
 
     def read(self, model: Any, conds: Sequence[Any], x: Tensor, timestep: Tensor, sigma: float,
              points: Sequence[Point], parts: dict[Any, Part], model_options: dict[str, Any], run: Run,
-             ) -> dict[Any, Reading]:
+             ) -> dict[Any, SourceTensors]:
         """What the model reads at `points` in the trajectory's state, once for each area that the targets paint.
 
         A call of its own, without this injection.
@@ -105,8 +105,8 @@ class Injection:
         state = self.trajectory.state_at(sigma, x[:1] if one else x)
         cond = run.prepare(model, self.conditioning, state, conds)
         sources = [[cond if area is None else {**cond, "area": area}] for area in parts]
-        readings: list[Reading] = [{} for _ in parts]
-        reader = find_family(model).Read(
+        readings: list[SourceTensors] = [{} for _ in parts]
+        reader = find_family(model).SourceCall(
             find_network(model), readings, [replace(part, images=len(state)) for part in parts.values()], points)
         options = wrap_calls(run.options_for_reading(model_options), reader)
         comfy.samplers.calc_cond_batch(model, sources, state, timestep[:len(state)], options)
@@ -169,7 +169,7 @@ def read_and_inject(executor: Callable[..., Any], model: Any, conds: list[Any], 
                  for injection, points in acting if points]
         if not any(plans):
             return call_below(executor, model, conds, x, timestep, below, options)
-        inject = find_family(model).Inject(find_network(model), [plan for plan in plans if plan])
+        inject = find_family(model).TargetCall(find_network(model), [plan for plan in plans if plan])
         result = call_below(executor, model, conds, x, timestep, wrap_calls(below, inject), options)
     if not inject.ran and STEP_CACHE not in options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}):
         raise ValueError(SKIPPED)

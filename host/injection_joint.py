@@ -12,7 +12,7 @@ from ..attention_patches.injection import (
     JointCall,
     Part,
     Point,
-    Reading,
+    SourceTensors,
     check_call,
     make_joint_injector,
     make_joint_reader,
@@ -30,7 +30,7 @@ def find_points(network: Any, attention: bool, features: bool) -> list[Point]:
     return [("joint", index) for index in range((blocks + 1) // 2, blocks)] if attention else []
 
 
-class Around:
+class CallWrapper:
     """A wrapper of a call, the last of its kind, so that its override is around those of other nodes.
 
     Around the network where that has such a place: the text is there as long as its tokens, and references are seen.
@@ -63,10 +63,11 @@ class Around:
         """After the call."""
 
 
-class Read(Around):
+class SourceCall(CallWrapper):
     """Around a source call: fills the readings of its rows, which see `parts`, by index in the list of sources."""
 
-    def __init__(self, network: Any, readings: Sequence[Reading], parts: Sequence[Part], points: Sequence[Point]):
+    def __init__(self, network: Any, readings: Sequence[SourceTensors], parts: Sequence[Part],
+                 points: Sequence[Point]):
         super().__init__(network)
         self.readings, self.parts, self.points = readings, parts, points
 
@@ -77,7 +78,7 @@ class Read(Around):
         return make_joint_reader(call, readings, self.points, options.get(OVERRIDE)), []
 
 
-class Inject(Around):
+class TargetCall(CallWrapper):
     """Around a target call: injects the rows it holds of each plan, one plan after another."""
 
     def __init__(self, network: Any, plans: Sequence[Mapping[Row, Chunk]]):

@@ -13,8 +13,8 @@ from ..attention_patches.injection import (
     Chunk,
     Part,
     Point,
-    Reading,
     SourceRead,
+    SourceTensors,
     UNetInjector,
     UNetReader,
     check_call,
@@ -53,7 +53,7 @@ def features_layer(network: Any) -> Any:
     return block[0].out_layers
 
 
-class Around:
+class CallWrapper:
     """A wrapper of the network's call; the last of its kind, so that what others do there is not cut short."""
 
     kind = WrappersMP.DIFFUSION_MODEL
@@ -71,10 +71,11 @@ class Around:
             return executor(*arguments, options, **kwargs)
 
 
-class Read(Around):
+class SourceCall(CallWrapper):
     """Around a source call: fills the readings of its rows, which see `parts`, by index in the list of sources."""
 
-    def __init__(self, network: Any, readings: Sequence[Reading], parts: Sequence[Part], points: Sequence[Point]):
+    def __init__(self, network: Any, readings: Sequence[SourceTensors], parts: Sequence[Part],
+                 points: Sequence[Point]):
         self.readings, self.parts, self.points = readings, parts, points
 
     def __call__(self, executor: Any, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,
@@ -91,7 +92,7 @@ class Read(Around):
             return x.new_zeros(len(x), executor.class_obj.out_channels, *x.shape[2:])
 
 
-class Inject(Around):
+class TargetCall(CallWrapper):
     """Around a target call: injects the rows it holds of each plan, one plan after another."""
 
     def __init__(self, network: Any, plans: Sequence[Mapping[Row, Chunk]]):

@@ -13,6 +13,7 @@ import latent_preview
 import torch
 
 from ..samplers.levels import Level
+from ..samplers.wording import format_size
 
 Latent = dict[str, Any]
 
@@ -26,7 +27,8 @@ def pack(latent: Any) -> torch.Tensor:
 
 
 def describe_size(x: torch.Tensor) -> str:
-    return "x".join(str(side) for side in reversed(x.shape[2:]))
+    """Size of a latent [B, C, ..., H, W], its width first."""
+    return format_size(reversed(x.shape[2:]))
 
 
 def check_seed(seed: int) -> None:

@@ -16,6 +16,7 @@ from ..samplers.trajectory import (
     find_span,
     is_near,
 )
+from ..samplers.wording import format_size
 from .run import Latent, describe_size, noise_levels, output_latent
 
 
@@ -98,7 +99,7 @@ class Trajectory:
         if own.shape[2:] != shape[2:]:
             raise ValueError(
                 f"The trajectory expects latents of its size {describe_size(own)}, got "
-                f"{'x'.join(str(side) for side in reversed(shape[2:]))}; sample the latent of Start from Trajectory as "
+                f"{format_size(reversed(shape[2:]))}; sample the latent of Start from Trajectory as "
                 f"it is, with nothing between that resizes it, or invert the picture at the new size.")
         if own.shape[0] not in (1, shape[0]):
             raise ValueError(

@@ -7,7 +7,6 @@ What is written is checked as it will be when it is read, before a file is there
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..samplers.wording import legible
+from .files import fingerprint_files, tell_fault
 from .prefix import check_prefix
 from .trajectory import Trajectory
 from .trajectory_format import (
@@ -29,7 +29,7 @@ from .trajectory_format import (
     LARGEST_HEADER,
     LONGEST_FAULT,
     VERSION,
-    Layout,
+    Parts,
     compose,
     describe,
     fits,
@@ -110,28 +110,17 @@ def list_names() -> list[str]:
 
 def find_fault(name: object) -> str | None:
     """What keeps `name` from loading as far as its header tells, in one sentence; None if nothing does."""
-    try:
-        read_plan(find_file(name))
-    except ValueError as error:
-        return str(error)
-    return None
+    return tell_fault(lambda: read_plan(find_file(name)))
 
 
 def fingerprint(name: object) -> str | float:
-    """Changes when the file behind `name` changes, so that the host loads it again; for a name that is connected, which
-    the host does not know yet, always."""
-    if name is None:
-        return math.nan
-    try:
-        file = find_file(name).stat()
-    except OSError:  # it has just gone: loading will say so
-        return math.nan
-    return f"{file.st_mtime_ns}.{file.st_size}"
+    """Changes when the file behind `name` changes; see `fingerprint_files`."""
+    return fingerprint_files(name, lambda: [find_file(name)])
 
 
 # --------------------------------------------------------------------------------------------------- reading
 
-def read_header(path: Path) -> tuple[Layout, dict[str, str]]:
+def read_header(path: Path) -> tuple[Parts, dict[str, str]]:
     """Types and shapes of the tensors, and the metadata. No tensor is read.
 
     Raises:
@@ -159,7 +148,7 @@ def other_kind(path: Path) -> ValueError:
         f"Save Trajectory wrote.")
 
 
-def read_plan(path: Path) -> tuple[Layout, dict[str, Any]]:
+def read_plan(path: Path) -> tuple[Parts, dict[str, Any]]:
     """What the file holds, checked from its header.
 
     Raises:

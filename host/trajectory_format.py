@@ -12,7 +12,7 @@ import torch
 
 from ..samplers.levels import Level
 from ..samplers.trajectory import LARGEST_INDEX, check_noise_mask
-from ..samplers.wording import legible
+from ..samplers.wording import format_size, legible
 from .trajectory import Trajectory
 
 VERSION = 1
@@ -28,7 +28,7 @@ NOTES = {"version", "latent_format", "levels", "start", "batch_index"}
 MORE = "more"  # the note of a latent's further entries; only in files that have any
 FOREMOST = ("samples", "noise_mask", "batch_index")  # entries of a latent with a place of their own
 
-Layout = dict[str, tuple[str, tuple[int, ...]]]  # type and shape by name
+Parts = dict[str, tuple[str, tuple[int, ...]]]  # of a file: type and shape by name
 
 
 # --------------------------------------------------------------------------------------------------- rules
@@ -65,7 +65,7 @@ def is_sound(notes: dict[str, Any]) -> bool:
     return pairs and indices and not {"samples", "noise_mask"} & set(more)
 
 
-def fits(layout: Layout, notes: dict[str, Any]) -> bool:
+def fits(layout: Parts, notes: dict[str, Any]) -> bool:
     """Whether tensors and notes belong together."""
     names = {"sigmas", "states", "samples", "end"}
     if not names <= set(layout) <= names | {"noise_mask"}:
@@ -145,7 +145,7 @@ def check_whole(tensors: dict[str, torch.Tensor], notes: dict[str, Any]) -> None
     layout = {name: (TYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
               for name, tensor in tensors.items()}
     if not is_sound(notes) or not fits(layout, notes):
-        found = ", ".join(f"{name} of {kind} {'x'.join(map(str, shape))}" for name, (kind, shape) in layout.items())
+        found = ", ".join(f"{name} of {kind} {format_size(shape)}" for name, (kind, shape) in layout.items())
         raise ValueError(
             f"Save Trajectory expects a picture and a noise mask of common types and dimensions, got {found}; invert "
             f"the latent that VAE Encode makes.")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from ..samplers.wording import format_size
+
 WINDOW, WINDOW_SIGMA = 11, 1.5
 C1, C2 = 0.01 ** 2, 0.03 ** 2
 SEAM_FLOOR = 1e-3  # a quarter of an 8-bit step: keeps the ratio of two flat pictures at 1
@@ -23,8 +25,8 @@ def check_pictures(images: torch.Tensor, reference: torch.Tensor) -> tuple[torch
     """
     if images.ndim != 4 or reference.ndim != 4 or images.shape[1:] != reference.shape[1:]:
         raise ValueError(
-            f"The metrics expect pictures of one size (height x width x channels), got {describe(images)} and "
-            f"{describe(reference)}; resize one of them to the other."
+            f"The metrics expect pictures of one size (height x width x channels), got {format_size(images.shape[1:])} and "
+            f"{format_size(reference.shape[1:])}; resize one of them to the other."
         )
     if len(reference) not in (1, len(images)):
         raise ValueError(
@@ -32,10 +34,6 @@ def check_pictures(images: torch.Tensor, reference: torch.Tensor) -> tuple[torch
             f"{len(reference)}; make the two batches equally long."
         )
     return images.double(), reference.double().expand(images.shape)
-
-
-def describe(pictures: torch.Tensor) -> str:
-    return "x".join(str(side) for side in pictures.shape[1:])
 
 
 def l2(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -118,7 +116,7 @@ def seam(images: torch.Tensor, regions: torch.Tensor, reach: int = 1) -> torch.T
     if labels.shape != images.shape[1:3]:
         raise ValueError(
             f"The seam expects regions of the pictures' size {images.shape[2]}x{images.shape[1]}, got "
-            f"{'x'.join(str(side) for side in reversed(labels.shape))}; draw the masks at that size."
+            f"{format_size(reversed(labels.shape))}; draw the masks at that size."
         )
     images, labels = images.double(), labels.to(images.device)
     across, elsewhere, count = torch.zeros(3, len(images), dtype=torch.float64, device=images.device)

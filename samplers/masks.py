@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .wording import format_size
+
 MAX_MASKS = 16  # styles of a picture
 
 
@@ -26,7 +28,7 @@ def check_mask(mask: torch.Tensor, name: str = "mask") -> torch.Tensor:
     if mask.ndim != 3 or mask.numel() == 0:
         raise ValueError(
             f"{name} expects pictures of height x width, one or a batch, got the shape "
-            f"{'x'.join(map(str, shape)) or 'of a single number'}; connect a MASK output.")
+            f"{format_size(shape) or 'of a single number'}; connect a MASK output.")
     mask = mask.float()
     if not bool(mask.isfinite().all()):
         raise ValueError(
@@ -122,7 +124,7 @@ def check_style_masks(masks: torch.Tensor, styles: int) -> torch.Tensor:
     if masks.ndim != 3 or masks.numel() == 0:
         raise ValueError(
             f"The masks are expected as a batch of pictures (count x height x width), got the shape "
-            f"{'x'.join(str(side) for side in masks.shape)}; use Gradient Masks, or join painted masks with Batch "
+            f"{format_size(masks.shape)}; use Gradient Masks, or join painted masks with Batch "
             f"Masks."
         )
     if len(masks) not in (styles, styles - 1):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .wording import format_size
+
 LARGEST_WEIGHT = 100.0  # a trained projection's entries are below one
 MODES = ("concat", "average", "sum")
 
@@ -42,7 +44,7 @@ def check_image(image: torch.Tensor) -> torch.Tensor:
     if len(shape) != 4 or 0 in shape or shape[3] == 2:
         raise ValueError(
             f"Mixer Image expected pictures of batch x height x width x channels with 1, 3 or 4 channels, got "
-            f"{'x'.join(map(str, shape)) or 'a single number'}; connect an IMAGE output that holds a picture.")
+            f"{format_size(shape) or 'a single number'}; connect an IMAGE output that holds a picture.")
     if not bool(image.isfinite().all()):
         raise ValueError(
             "Mixer Image expected pictures of values from 0 to 1, got some that are no numbers (NaN or infinite); look "

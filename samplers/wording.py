@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 LONGEST = 80  # characters
 
@@ -42,3 +43,8 @@ def check_text(text: object, name: str) -> None:
     raise ValueError(
         f"{name} expects a text, got half a character ({legible(text[start])}) at letter {start + 1}; type that part "
         f"anew.")
+
+
+def format_size(sides: Iterable[int]) -> str:
+    """Sides of something as people write them: 64x48."""
+    return "x".join(map(str, sides))
