@@ -143,11 +143,11 @@ class SaliencyGuider(ExpertGuider):
                 callback(step, *state)
 
         proceed: Callable[[], torch.Tensor] = partial(
-            super().sample, noise, latent_image, sampler, sigmas, denoise_mask=denoise_mask, callback=report,
+            super().sample, noise, latent_image, sampler, sigmas=sigmas, denoise_mask=denoise_mask, callback=report,
             disable_pbar=disable_pbar, seed=seed)
         for expert in self.others:
-            proceed = partial(expert.run_around, proceed, noise, latent_image, sigmas, denoise_mask=denoise_mask,
-                              seed=seed)
+            proceed = partial(expert.run_around, proceed, noise, latent_image, sigmas=sigmas,
+                              denoise_mask=denoise_mask, seed=seed)
         try:
             result = proceed()
             self._keep(run, result, latent_image)

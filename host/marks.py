@@ -264,8 +264,8 @@ def watch_regions(options: dict[str, Any], key: str, rows: int, node: str) -> di
     """`transformer_options` that refuse a node which reads a marked text as a region of its own, without the mark."""
     patches = options.get("patches", {})
     call: Call | None = options.get(key)
-    held = {id(one.mark) for one in call.found} if call else set()
-    texts = [text for mark, text in options.get(f"{key}_texts", ()) if id(mark) not in held]
+    marked = {id(one.mark) for one in call.found} if call else set()
+    texts = [text for mark, text in options.get(f"{key}_texts", ()) if id(mark) not in marked]
     if not texts or not patches.get("attn2_patch"):
         return options
     listed = [*patches["attn2_patch"], make_region_watch(texts, rows, node)]

@@ -240,12 +240,7 @@ def spell_prompt(tokenizer: Any, chunks: list[Any], embeddings: list[str], start
         embeddings: names of the embeddings in it, in order.
         start: first position of the prompt, after the front of a chat template; its end is left out as well.
     """
-    groups: dict[int, list[tuple[Any, int]]] = {}
-    for token, word, place in list_tokens(tokenizer, chunks):
-        if start and place >= start and not torch.is_tensor(token) and tokenizer.inv_vocab[token] == TEMPLATE_END:
-            break
-        if word and place >= start:
-            groups.setdefault(word, []).append((token, place))
+    groups = group_words(tokenizer, chunks, start)
     loaded = [word for word, group in groups.items() if torch.is_tensor(group[0][0])]
     names = dict(zip(loaded, embeddings if len(loaded) == len(embeddings) else [""] * len(loaded)))
     spelled: Spelled = []
@@ -256,6 +251,17 @@ def spell_prompt(tokenizer: Any, chunks: list[Any], embeddings: list[str], start
         else:
             spelled += spell_tokens(tokenizer, group)
     return spelled
+
+
+def group_words(tokenizer: Any, chunks: list[Any], start: int) -> dict[int, list[tuple[Any, int]]]:
+    """Tokens of each word of the prompt and their positions, by word id; see `spell_prompt`."""
+    groups: dict[int, list[tuple[Any, int]]] = {}
+    for token, word, place in list_tokens(tokenizer, chunks):
+        if start and place >= start and not torch.is_tensor(token) and tokenizer.inv_vocab[token] == TEMPLATE_END:
+            break
+        if word and place >= start:
+            groups.setdefault(word, []).append((token, place))
+    return groups
 
 
 def cut_template(spelled: Spelled, template: str) -> Spelled:
