@@ -25,8 +25,8 @@ def check_pictures(images: torch.Tensor, reference: torch.Tensor) -> tuple[torch
     """
     if images.ndim != 4 or reference.ndim != 4 or images.shape[1:] != reference.shape[1:]:
         raise ValueError(
-            f"The metrics expect pictures of one size (height x width x channels), got {format_size(images.shape[1:])} and "
-            f"{format_size(reference.shape[1:])}; resize one of them to the other."
+            f"The metrics expect pictures of one size (height x width x channels), got "
+            f"{format_size(images.shape[1:])} and {format_size(reference.shape[1:])}; resize one of them to the other."
         )
     if len(reference) not in (1, len(images)):
         raise ValueError(

@@ -84,10 +84,10 @@ def flatten(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments by name; those of a dataclass, such as a schedule, in its place."""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            found |= {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        elif name == "box":
+        if name == "box":
             found |= dict(zip(BOX, value))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found |= {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         else:
             found[name] = value
     return found
