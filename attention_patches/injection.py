@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from .masks import LayerMasks
-from .rows import check_part, check_rows, token_axis
+from .rows import chain_override, check_part, check_rows, split_evenly, token_axis
 
 NODE = "Feature Injection"
 Attention = Callable[..., Tensor]
@@ -102,23 +103,21 @@ class Injector:
     def holds(self, point: Point) -> bool:
         return any(chunk is not None and point in chunk.reading for chunk in self.chunks)
 
-    def lay_over(
-        self, own: Tensor, point: Point, part: int, layer: tuple[int, int], spread: Callable[[Tensor], Tensor],
+    def exchange(
+        self, own: Tensor, point: Point, part: int, layer: tuple[int, int], pattern: str, **sizes: int,
     ) -> Tensor:
         """A new tensor like `own`, with the source's rows in place of the chunks' own as far as their masks say.
 
         Args:
             own: [chunks * images, ...]; point, part: what to lay over it.
             layer: cells of this layer down and across.
-            spread: weights [1 or images, *layer] in the dimensions of `own`.
+            pattern: how weights [1 or images, *layer] lie in the dimensions of `own`, in einops' words, and `sizes` of
+                names in it.
 
         Raises:
             ValueError: if the rows do not fit the source's.
         """
-        if len(own) % len(self.chunks):
-            raise ValueError(
-                f"Feature Injection expected a batch of {len(self.chunks)} equal parts, got {len(own)} rows; remove "
-                f"the node that changes the model's batch.")
+        split_evenly(len(own), len(self.chunks), NODE)
         self.met.add(point)
         parts = []
         for mine, chunk in zip(own.chunk(len(self.chunks)), self.chunks):
@@ -136,7 +135,7 @@ class Injector:
                 key = chunk.area, layer
                 if key not in self.placed:
                     self.placed[key] = chunk.mask.weights(chunk.picture, chunk.area, layer).to(mine)
-                theirs = torch.lerp(mine, theirs, spread(self.placed[key]))
+                theirs = torch.lerp(mine, theirs, repeat(self.placed[key], pattern, **sizes))
             parts.append(theirs)
         return torch.cat(parts)
 
@@ -189,18 +188,18 @@ class UNetInjector(Injector):
             return n, context, value
         height, width = extra_options["activations_shape"][-2:]
 
-        def lay_over(own: Tensor, part: int) -> Tensor:
-            return self.lay_over(own, point, part, (height, width), lambda weights: weights.flatten(1).unsqueeze(-1))
+        def exchange(own: Tensor, part: int) -> Tensor:
+            return self.exchange(own, point, part, (height, width), "m h w -> m (h w) 1")
 
-        laid = lay_over(n, 0)
-        return laid, laid if context is n else lay_over(context, 1), value
+        laid = exchange(n, 0)
+        return laid, laid if context is n else exchange(context, 1), value
 
     def inject_features(self, module: Any, args: Any, output: Tensor) -> Tensor:
         """The forward hook of `out_layers`."""
         if not self.holds(FEATURES):
             return output
         height, width = output.shape[-2:]
-        return self.lay_over(output, FEATURES, 0, (height, width), lambda weights: weights.unsqueeze(1))
+        return self.exchange(output, FEATURES, 0, (height, width), "m h w -> m 1 h w")
 
 
 # -------------------------------------------------------------------------------------------- diffusion transformers
@@ -262,7 +261,7 @@ def make_joint_reader(call: JointCall, readings: Sequence[SourceTensors], points
             point, first = placed
             # copies: a narrow view would keep text and values in memory as well
             keep(readings, point, *(t.narrow(axis, first, call.picture).clone() for t in (q, k)))
-        return func(q, k, v, heads, *args, **kwargs) if inner is None else inner(func, q, k, v, heads, *args, **kwargs)
+        return chain_override(func, inner)(q, k, v, heads, *args, **kwargs)
 
     return attend
 
@@ -274,17 +273,17 @@ def make_joint_injector(call: JointCall, injectors: Sequence[Injector], inner: A
         placed = call.place(q, k, axis)
         for injector in injectors:
             if placed is not None and injector.holds(placed[0]):
-                q, k = (lay_over_picture(t, injector, *placed, part, call, axis) for part, t in enumerate((q, k)))
-        return func(q, k, v, heads, *args, **kwargs) if inner is None else inner(func, q, k, v, heads, *args, **kwargs)
+                q, k = (exchange_picture(t, injector, *placed, part, call, axis) for part, t in enumerate((q, k)))
+        return chain_override(func, inner)(q, k, v, heads, *args, **kwargs)
 
     return attend
 
 
-def lay_over_picture(own: Tensor, injector: Injector, point: Point, first: int, part: int, call: JointCall,
+def exchange_picture(own: Tensor, injector: Injector, point: Point, first: int, part: int, call: JointCall,
                      axis: int) -> Tensor:
     """Queries or keys with the source's at the picture's tokens, which start at `first`; all frames share a mask."""
-    shape, last = (1, -1, 1) if axis == 2 else (-1, 1), first + call.picture
-    picture = injector.lay_over(
+    last = first + call.picture
+    picture = injector.exchange(
         own.narrow(axis, first, call.picture), point, part, call.grid,
-        lambda weights: weights.flatten(1).repeat(1, call.frames).reshape(len(weights), *shape))
+        "m h w -> m 1 (frames h w) 1" if axis == 2 else "m h w -> m (frames h w) 1", frames=call.frames)
     return torch.cat([own.narrow(axis, 0, first), picture, own.narrow(axis, last, own.shape[axis] - last)], dim=axis)

@@ -8,6 +8,7 @@ import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from einops import rearrange
 
 from ..samplers.layout import (
     Window,
@@ -143,7 +144,7 @@ class LayoutMixSampler(WrappedSampler):
         if like.ndim == 4 or like.shape[0] > 1 or like.shape[2] == 1:
             check_mask_count(mask, like.shape[0])
             if like.ndim == 5 and len(mask) > 1:
-                mask = mask[:, None, None]  # BHW -> BCTHW: the host would take a batch for frames
+                mask = rearrange(mask, "b h w -> b 1 1 h w")  # the host would take a batch for frames
         return comfy.sampler_helpers.prepare_mask(mask, like.shape, like.device).to(like)
 
     def plan(self, sampling: Any, sigmas: torch.Tensor, like: torch.Tensor) -> tuple[Window, torch.Tensor]:

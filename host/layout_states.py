@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.model_sampling
 import torch
+from einops import rearrange
 
 from ..samplers.trajectory import find_span
 from .run import Latent, check_samples, describe_size, draw_noise, pack
@@ -163,7 +164,7 @@ def fit_layout(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         ValueError: on another latent format, size or batch.
     """
     if x.ndim == like.ndim - 1:
-        x = x.unsqueeze(2)  # BCHW -> BCTHW, as the host does for video models
+        x = rearrange(x, "b c h w -> b c 1 h w")  # as the host does for video models
     if x.ndim != like.ndim or x.shape[1] != like.shape[1]:
         raise ValueError(
             f"The layout expects the model's latent format with {like.shape[1]} channels, got {x.shape[1]} channels "

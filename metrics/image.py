@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 
 from ..samplers.wording import format_size
 
@@ -69,14 +70,13 @@ def ssim(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     def average(maps: torch.Tensor) -> torch.Tensor:
         return F.conv2d(F.conv2d(maps, kernel.reshape(1, 1, 1, -1)), kernel.reshape(1, 1, -1, 1))
 
-    batch, _, _, channels = images.shape
-    x, y = (pictures.movedim(-1, 1).flatten(0, 1).unsqueeze(1) for pictures in (images, reference))  # -> (B C) 1 H W
+    x, y = (rearrange(pictures, "b h w c -> (b c) 1 h w") for pictures in (images, reference))
     mean_x, mean_y = average(x), average(y)
     var_x, var_y = average(x * x) - mean_x.square(), average(y * y) - mean_y.square()
     cov = average(x * y) - mean_x * mean_y
     score = (2 * mean_x * mean_y + C1) * (2 * cov + C2)
     score = score / ((mean_x.square() + mean_y.square() + C1) * (var_x + var_y + C2))
-    return score.reshape(batch, channels, -1).mean((1, 2))
+    return reduce(score, "(b c) 1 h w -> b", "mean", b=len(images))
 
 
 def total_variation(images: torch.Tensor, share: float = 0.2) -> torch.Tensor:
