@@ -161,4 +161,4 @@ def test_help_pages_and_translations_are_served(server: Any, definitions: dict[s
     translations = server.get_json("/i18n")
     for name in names:
         assert server.get(f"/extensions/{PACK}/docs/{name}.md").strip()
-        assert name in translations["en"]["nodeDefs"] and name in translations["zh"]["nodeDefs"]
+        assert name in translations["zh"]["nodeDefs"]
