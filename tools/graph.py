@@ -83,11 +83,11 @@ class Graph:
             "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [], "outputs": [], "properties": {},
             "widgets_values": [text], "color": "#432", "bgcolor": "#653"})
 
-    def write(self, name: str) -> None:
+    def render(self) -> str:
+        """The file's text."""
         graph = {"last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
                  "links": self.links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
-        path = ROOT / "workflows" / f"{name}.json"
-        path.write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
+        return json.dumps(graph, indent=1) + "\n"
 
 
 def load_definitions() -> dict[str, Any]:

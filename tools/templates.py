@@ -11,7 +11,7 @@ from typing import Any
 import templates_cocktail
 import templates_fusion
 import templates_mixer
-from graph import Graph, load_definitions
+from graph import ROOT, Graph, load_definitions
 from template_parts import CHECKPOINT, add_picture, add_sampling
 
 VAN_GOGH = "a Van Gogh painting of a village by the sea, bold swirling brushstrokes, vibrant colors"
@@ -246,7 +246,7 @@ def main() -> None:
     args.cpu = True
     definitions = load_definitions()
     for name, build in TEMPLATES.items():
-        build(definitions).write(name)
+        (ROOT / "workflows" / f"{name}.json").write_text(build(definitions).render(), encoding="utf-8")
 
 
 if __name__ == "__main__":
