@@ -20,7 +20,8 @@ from commands import Failure
 NOT_COPIED = shutil.ignore_patterns(".git", ".mixology", ".venv", "venv", "__pycache__", "*.safetensors", "pictures",
                                     "references")
 PLAIN, PATCHED = "soft_focus", "held_by_a_very_firm_hand"  # as long as a name may be
-CHOSEN = f"{PLAIN} or {PATCHED} or not (short or top_to_bottom)"  # the rules for every file on the new ones only
+CHOSEN = " or ".join((PLAIN, PATCHED, "__init__", "every_", "schemas", "contract", "loader", "english", "registry",
+                      "model_classes"))  # rules for single files on those that the command writes or extends
 WRITTEN = ["samplers/{0}.py", "host/{0}.py", "nodes/{0}.py", "tests/test_{0}_math.py", "tests/test_{0}_host.py",
            "bench/{0}.py"]
 
@@ -67,7 +68,7 @@ def test_skeletons_work_and_keep_the_house_rules(checkout: Path) -> None:
     tested = start(checkout, "module", "pytest", "-q", "-p", "no:xdist", "-k", CHOSEN, "tests/test_house.py", *tests)
     assert tested.returncode == 0, tested.stdout[-4000:]
     passed = re.search(r"(\d+) passed", tested.stdout)
-    assert passed and int(passed[1]) > 200
+    assert passed and int(passed[1]) > 80
 
 
 @pytest.mark.parametrize(("name", "reason"), [

@@ -35,8 +35,8 @@ LEFT = """
 What is left to do:
   - the arithmetic in samplers/{name}.py, with equation numbers, then its inputs in nodes/{name}.py
   - every input again in web/docs/{node}.md and in each locales/*/nodeDefs.json
-  - {node} in CONTRACT of tests/test_house.py and in NODES of tests/test_fuzz.py; what is tested beside other
-    packs' nodes is in tests/test_strangers.py
+  - {node} in CONTRACT of tests/test_house.py, NODES of tests/test_fuzz.py and WHERE of tests/test_wiring.py;
+    TECHNIQUES of tests/test_strangers.py says how it is run beside other packs' nodes
   - tests/test_{name}_meaning.py: what it does on the demo checkpoint, against a baseline, over many seeds
   - a template in tools/templates_{name}.py, for workflows/*.json with a picture of the same name
   - a show in tools/shows/{name}.py, for the gallery
