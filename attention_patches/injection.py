@@ -189,7 +189,7 @@ class UNetInjector(Injector):
         height, width = extra_options["activations_shape"][-2:]
 
         def exchange(own: Tensor, part: int) -> Tensor:
-            return self.exchange(own, point, part, (height, width), "m h w -> m (h w) 1")
+            return self.exchange(own, point, part, (height, width), pattern="m h w -> m (h w) 1")
 
         laid = exchange(n, 0)
         return laid, laid if context is n else exchange(context, 1), value
@@ -199,7 +199,7 @@ class UNetInjector(Injector):
         if not self.holds(FEATURES):
             return output
         height, width = output.shape[-2:]
-        return self.exchange(output, FEATURES, 0, (height, width), "m h w -> m 1 h w")
+        return self.exchange(output, FEATURES, 0, (height, width), pattern="m h w -> m 1 h w")
 
 
 # -------------------------------------------------------------------------------------------- diffusion transformers
@@ -273,17 +273,23 @@ def make_joint_injector(call: JointCall, injectors: Sequence[Injector], inner: A
         placed = call.place(q, k, axis)
         for injector in injectors:
             if placed is not None and injector.holds(placed[0]):
-                q, k = (exchange_picture(t, injector, *placed, part, call, axis) for part, t in enumerate((q, k)))
+                q, k = (exchange_picture(t, injector, placed, part=part, call=call, axis=axis)
+                        for part, t in enumerate((q, k)))
         return chain_override(func, inner)(q, k, v, heads, *args, **kwargs)
 
     return attend
 
 
-def exchange_picture(own: Tensor, injector: Injector, point: Point, first: int, part: int, call: JointCall,
+def exchange_picture(own: Tensor, injector: Injector, placed: tuple[Point, int], *, part: int, call: JointCall,
                      axis: int) -> Tensor:
-    """Queries or keys with the source's at the picture's tokens, which start at `first`; all frames share a mask."""
+    """Queries or keys with the source's at the picture's tokens; all frames share a mask.
+
+    Args:
+        placed: the point, and where the picture's tokens start.
+    """
+    point, first = placed
     last = first + call.picture
     picture = injector.exchange(
         own.narrow(axis, first, call.picture), point, part, call.grid,
-        "m h w -> m 1 (frames h w) 1" if axis == 2 else "m h w -> m (frames h w) 1", frames=call.frames)
+        pattern="m h w -> m 1 (frames h w) 1" if axis == 2 else "m h w -> m (frames h w) 1", frames=call.frames)
     return torch.cat([own.narrow(axis, 0, first), picture, own.narrow(axis, last, own.shape[axis] - last)], dim=axis)

@@ -152,8 +152,9 @@ def sample_cycle_k(
 
         try:
             return sample_cycle(
-                lambda state, i: model(state, sigmas[i] * batch, **extra_args), read, x, model.latent_image, levels,
-                eta, lambda i: fresh(sigmas[i], sigmas[i + 1]), report, start_anew)
+                lambda state, i: model(state, sigmas[i] * batch, **extra_args), read, x, model.latent_image,
+                levels=levels, eta=eta, draw=lambda i: fresh(sigmas[i], sigmas[i + 1]), report=report,
+                between=start_anew)
         finally:
             memory.hand_back()
 

@@ -75,8 +75,9 @@ class Injection:
         if not areas:
             return {}
         parts = {area: Part(picture, flat_area(area, picture), len(x)) for area in areas.values()}
-        readings = self.read(model, conds, x, timestep, sigma, points, parts, model_options, run)
-        return {row: Chunk(readings[area], self.region, picture, parts[area].area, len(x))
+        readings = self.read(model, conds, x, timestep, sigma=sigma, points=points, parts=parts,
+                             model_options=model_options, run=run)
+        return {row: Chunk(readings[area], self.region, picture, parts[area].area, images=len(x))
                 for row, area in areas.items()}
 
     def check_call(self, x: Tensor, run: Run) -> None:
@@ -163,14 +164,15 @@ def read_and_inject(executor: Callable[..., Any], model: Any, conds: list[Any], 
     acting = [(injection, injection.points_at(model, sigma, run)) for injection in injections]
     below = leave_out(model_options, KEY, RUN)
     if not any(points for _, points in acting):
-        return call_below(executor, model, conds, x, timestep, below, options)
+        return call_below(executor, model, conds, x, timestep=timestep, below=below, options=options)
     with run_uncompiled(model, options, NODE):
-        plans = [injection.plan(model, conds, x, timestep, sigma, points, below, run)
+        plans = [injection.plan(model, conds, x, timestep, sigma=sigma, points=points, model_options=below, run=run)
                  for injection, points in acting if points]
         if not any(plans):
-            return call_below(executor, model, conds, x, timestep, below, options)
+            return call_below(executor, model, conds, x, timestep=timestep, below=below, options=options)
         inject = find_family(model).TargetCall(find_network(model), [plan for plan in plans if plan])
-        result = call_below(executor, model, conds, x, timestep, wrap_calls(below, inject), options)
+        result = call_below(
+            executor, model, conds, x, timestep=timestep, below=wrap_calls(below, inject), options=options)
     if not inject.ran and STEP_CACHE not in options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}):
         raise ValueError(SKIPPED)
     return result
@@ -238,7 +240,8 @@ def inject_features(model: Any, trajectory: Trajectory, conditioning: Any, atten
     clone = model.clone()
     options = clone.model_options["transformer_options"]
     options[KEY] = (*options.get(KEY, ()),
-                    Injection(trajectory, conditioning, attention_until, features_until, region))
+                    Injection(trajectory, conditioning, attention_until=attention_until, features_until=features_until,
+                              region=region))
     for kind, wrapper in ((WrappersMP.CALC_COND_BATCH, read_and_inject), (WrappersMP.SAMPLER_SAMPLE, note_run)):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
@@ -254,7 +257,8 @@ def sample_cocktail(model: Any, trajectory: Trajectory, source_conditioning: Any
     """
     if not math.isfinite(cfg):
         raise ValueError(f"cfg expects a number such as 7.5, got {cfg}; correct it.")
-    injecting = inject_features(model, trajectory, source_conditioning, attention_until, features_until, mask)
+    injecting = inject_features(model, trajectory, source_conditioning, attention_until=attention_until,
+                                features_until=features_until, mask=mask)
     noise, sigmas, latent = start_trajectory(trajectory)
     guider = make_guider(injecting, positive, negative, cfg)
     samples, _ = run_guider(

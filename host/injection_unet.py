@@ -85,8 +85,8 @@ class SourceCall(CallWrapper):
         reader = UNetReader([self.readings[index] for index in options["cond_or_uncond"]], self.points)
         hooks = [reader.read_features] if FEATURES in self.points else []
         try:
-            return self.run(executor, [reader.read_attention], hooks, (x, timesteps, context, y, control), options,
-                            kwargs)
+            return self.run(executor, [reader.read_attention], hooks, (x, timesteps, context, y, control),
+                            options=options, kwargs=kwargs)
         except SourceRead:
             # nobody uses the prediction; outside this call all goes its way
             return x.new_zeros(len(x), executor.class_obj.out_channels, *x.shape[2:])
@@ -109,7 +109,7 @@ class TargetCall(CallWrapper):
         result = self.run(
             executor, [injector.inject_attention for injector in injectors],
             [injector.inject_features for injector in injectors if injector.holds(FEATURES)],
-            (x, timesteps, context, y, control), options, kwargs)
+            (x, timesteps, context, y, control), options=options, kwargs=kwargs)
         for injector in injectors:
             injector.check_met()
         self.ran = True

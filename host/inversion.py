@@ -56,7 +56,7 @@ def sample_inversion_k(
             bar.update()
 
         try:
-            end = sample_inversion(predict, picture, rising.tolist(), levels, rule, report)
+            end = sample_inversion(predict, picture, rising.tolist(), levels, rule=rule, report=report)
         finally:
             memory.put_back()
             memory.hand_back()
@@ -147,7 +147,8 @@ def invert_latent(model: Any, conditioning: Any, latent: Latent, steps: int, sch
     unmasked = {"samples": picture["samples"].float()}  # older hosts sample in the latent's own type
     end, _ = run_guider(
         guider, sampler, sigmas, unmasked, noise=torch.zeros_like(unmasked["samples"]), seed=0)
-    return Trajectory(rising, torch.stack(states), picture, end, format_name(model), tuple(levels), start)
+    return Trajectory(rising, torch.stack(states), picture, end, latent_format=format_name(model), levels=tuple(levels),
+                      start=start)
 
 
 def blend_prompts(positive: list[Any], negative: list[Any], alpha: float, beta: float) -> list[Any]:

@@ -178,15 +178,16 @@ class LayoutMixSampler(WrappedSampler):
         if window.start == last:
             return model.model_sampling.inverse_noise_scaling(sigmas[last], layout.state(last))
         runner = SegmentRunner(
-            self.sampler, model_wrap, sigmas, extra_args, callback, layout.noise_at(window.start), latent_image,
-            denoise_mask, disable_pbar, window.start)
+            self.sampler, model_wrap, sigmas, extra_args, callback=callback,
+            noise=layout.noise_at(window.start), latent_image=latent_image, denoise_mask=denoise_mask,
+            disable_pbar=disable_pbar, begin=window.start)
         try:
             if bool((nu >= 1).all()):
                 full = self.sampler.max_denoise(model_wrap, sigmas[window.start:])
                 return runner.run_whole(layout.state(window.start, full))
             if self.mix.variant == "diffusers":
                 return self.sample_mixed_input(runner, layout, window, nu)
-            return sample_layout_mix(runner.run, layout.state, sigmas.tolist(), window, nu)
+            return sample_layout_mix(runner.run, layout.state, sigmas.tolist(), window, nu=nu)
         finally:
             runner.close()
 
@@ -286,10 +287,10 @@ class LayoutRecorder(WrappedSampler):
         sampling = model_wrap.inner_model.model_sampling
         window = self.plan(sampling, sigmas)
         last = len(sigmas) - 1 if self.finish else window.stop
-        x = start_state(self.sampler, model_wrap, sigmas, noise, latent_image)
+        x = start_state(self.sampler, model_wrap, sigmas, noise, latent=latent_image)
         runner = SegmentRunner(
-            self.sampler, model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar,
-            end=last)
+            self.sampler, model_wrap, sigmas, extra_args, callback=callback, noise=noise,
+            latent_image=latent_image, denoise_mask=denoise_mask, disable_pbar=disable_pbar, end=last)
         try:
             states, x = record_trajectory(runner.run, x, window, last)
         finally:

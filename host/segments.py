@@ -133,12 +133,12 @@ class SegmentRunner:
                 reader, x.clone(), sigmas, extra_args=arguments,
                 callback=lambda told: report(told["i"], told["denoised"], told["x"], j - i), disable=True,
                 **sampler.extra_options)
-            self._check(sampler, result, x, i, j)
+            self._check(sampler, result, x, (i, j))
             return (sampling.inverse_noise_scaling(sigmas[-1], result) if j == self.last else result).to(x)
         result = sampler.sample(
             self.guider, sigmas, arguments, self._report(i), self._noise_to(sampler, x, sigmas), self.latent_image,
             self.denoise_mask, True)
-        self._check(sampler, result, x, i, j)
+        self._check(sampler, result, x, (i, j))
         if j < self.last:
             result = result / float(sampling.inverse_noise_scaling(self.sigmas[j].cpu(), torch.ones(1).double()))
         return result.to(x)
@@ -163,9 +163,10 @@ class SegmentRunner:
                 f"{name_sampler(sampler)}; choose another sampler.")
         return solve_noise(x, self.latent_image, level)
 
-    def _check(self, sampler: Any, result: Any, x: torch.Tensor, i: int, j: int) -> None:
+    def _check(self, sampler: Any, result: Any, x: torch.Tensor, ends: tuple[int, int]) -> None:
         """Raises ValueError if what a sampler returned is no state."""
-        name, span = name_sampler(sampler), f"from sigma {float(self.sigmas[i]):.4g} to {float(self.sigmas[j]):.4g}"
+        low, high = (float(self.sigmas[end]) for end in ends)
+        name, span = name_sampler(sampler), f"from sigma {low:.4g} to {high:.4g}"
         if not isinstance(result, torch.Tensor) or result.shape != x.shape:
             got = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise ValueError(
@@ -179,16 +180,16 @@ class SegmentRunner:
     def run(self, x: torch.Tensor, i: int, j: int) -> torch.Tensor:
         """Sample `x` from grid index i to j and return the state there. Euler steps for who makes no single step."""
         if j > i + 1:
-            return self._sample(self.sampler, x, i, j, i)
+            return self._sample(self.sampler, x, i, j, index=i)
         if not self.stepless:
             try:
-                return self._sample(self.sampler, x, i, j, i)
+                return self._sample(self.sampler, x, i, j, index=i)
             except (ZeroDivisionError, IndexError) as error:
                 logging.warning(
                     "Mixology: the sampler %s makes no single step (%s), so Euler steps for it inside the window.",
                     name_sampler(self.sampler), legible(error))
                 self.stepless = True
-        return self._sample(comfy.samplers.ksampler("euler"), x, i, j, i)
+        return self._sample(comfy.samplers.ksampler("euler"), x, i, j, index=i)
 
     def run_whole(self, x: torch.Tensor, make_reader: MakeReader | None = None) -> torch.Tensor:
         """Run the sampler untouched from `begin` to the end; bit-identical to it on the same start.
@@ -204,7 +205,7 @@ class SegmentRunner:
                 f"variant diffusers expects a sampler of the host's kind, got {name_sampler(self.sampler)}, which "
                 f"reads the model by itself; choose another sampler or variant paper.")
         try:
-            return self._sample(self.sampler, x, self.begin, self.last, None, make_reader)
+            return self._sample(self.sampler, x, self.begin, self.last, index=None, make_reader=make_reader)
         except (ValueError, RuntimeError) as error:
             if "overflow" not in str(error).lower() or self.extra_args.get("seed") != MOST_SEED:
                 raise

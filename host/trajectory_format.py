@@ -95,7 +95,8 @@ def compose(tensors: dict[str, torch.Tensor], notes: dict[str, Any]) -> Trajecto
         latent["batch_index"] = notes["batch_index"]
     levels, start = tuple(Level(*level) for level in notes["levels"]), Level(*notes["start"])
     trajectory = Trajectory(
-        tensors["sigmas"], tensors["states"], latent, tensors["end"], notes["latent_format"], levels, start)
+        tensors["sigmas"], tensors["states"], latent, tensors["end"],
+        latent_format=notes["latent_format"], levels=levels, start=start)
     check_noise_mask(latent.get("noise_mask"))
     return trajectory
 

@@ -40,7 +40,7 @@ def check_value(value: Any, socket: Any, name: str, cls: type[io.ComfyNode]) -> 
     take what they get."""
     kind = socket.get_io_type()
     if kind in ("INT", "FLOAT"):
-        return check_number(value, name, socket.min, socket.max, kind == "INT")
+        return check_number(value, name, socket.min, socket.max, whole=kind == "INT")
     if kind == "STRING":
         check_text(value, name)
     elif kind == "COMBO" and socket.id not in signature(cls.validate_inputs).parameters:

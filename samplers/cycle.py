@@ -103,7 +103,7 @@ def sample_cycle(
         The target's state at the last level, [B, ...].
     """
     steps = [ancestral_step(now, end, eta) for now, end in zip(levels, levels[1:])]
-    read = read_source(source, x, x0, steps, draw)
+    read = read_source(source, x, x0, steps, draw=draw)
     between()
     for i, (step, (reading, z)) in enumerate(zip(steps, read)):
         denoised = correct_denoised(x0, target(x, i).to(x), reading)

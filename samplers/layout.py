@@ -159,7 +159,7 @@ def parse_nu_list(text: str) -> list[float]:
     Raises:
         ValueError: on an unreadable entry or one outside 0..1.
     """
-    return parse_numbers(text, "nu_per_image", 1.0, "0.1, 0.3, 0.5", "nu for every image")
+    return parse_numbers(text, "nu_per_image", 1.0, "0.1, 0.3, 0.5", fallback="nu for every image")
 
 
 def spread_nu(values: Sequence[float], nu: float, batch: int) -> list[float]:

@@ -152,6 +152,22 @@ def test_functions_read_top_to_bottom(path: Path) -> None:
             assert count <= MOST_BRANCHES, f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {count} branches"
 
 
+THEIRS = ("executor", "super().", "comfy.", "sampler.sample")  # called as the host does: other nodes' wrappers count
+
+
+@pytest.mark.parametrize("path", python_files(*ROOMS), ids=lambda path: str(path.relative_to(ROOT)))
+def test_long_calls_name_their_arguments(path: Path) -> None:
+    """At most four by position; in a node's `execute` one, so that no two inputs can be exchanged unseen."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and not ast.unparse(node.func).startswith(THEIRS):
+            count = sum(not isinstance(argument, ast.Starred) for argument in node.args)
+            assert count <= 4, f"{path.relative_to(ROOT)}:{node.lineno} passes {count} arguments by position"
+        if isinstance(node, ast.FunctionDef) and node.name == "execute":
+            for call in (call for call in ast.walk(node) if isinstance(call, ast.Call)):
+                if ast.unparse(call.func) != "io.NodeOutput":
+                    assert len(call.args) <= 1, f"{path.name}:{call.lineno} passes a node's inputs by position"
+
+
 def test_entry_point_is_v3_only() -> None:
     text = (ROOT / "__init__.py").read_text(encoding="utf-8")
     assert "comfy_entrypoint" in text

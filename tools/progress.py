@@ -8,7 +8,7 @@ from tqdm import tqdm
 BAR = "{percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left  {desc}"
 
 
-class Progress(tqdm):  # pyright: ignore[reportMissingTypeArgument]
+class Progress(tqdm):
     """Counts `total` prompts; within one it moves with the host's own progress."""
 
     def __init__(self, total: int) -> None:
