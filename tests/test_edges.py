@@ -1,23 +1,28 @@
 """Ends of windows, what pieces of a run are given, what is dropped and what is refused: the edges of the host room."""
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import comfy.samplers
+import comfy.sd
 import pytest
 import tiny
 import torch
+from comfy.k_diffusion.sampling import default_noise_sampler
 from mixology.host import layout as magicmix
-from mixology.host.cycle import CycleSampler
+from mixology.host.cycle import LARGEST_SEED, CycleSampler, make_noise_source
 from mixology.host.factors import TokenScale
 from mixology.host.injection import KEY, wrap_calls
 from mixology.host.layout import LayoutMixSampler, Mix, make_layout, mix_latent, record_layout
-from mixology.host.run import Schedule, draw_noise, output_latent
+from mixology.host.mixer import in_file
+from mixology.host.run import Schedule, draw_noise, output_latent, run_guider
 from mixology.host.spatial import confine
 from mixology.samplers.layout import Window, sample_layout_mix
 from mixology.samplers.mixer import crop_span
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
+from safetensors.torch import save_file
 from torch import Tensor
 
 # ----------------------------------------------------------------------------------------------- layout mixing
@@ -154,3 +159,38 @@ def test_injection_is_the_innermost_wrapper_of_its_kind() -> None:
     assert list(made["diffusion_model"].items()) == [("other", ["theirs"]), (KEY, [wrapper])]
     assert made["apply_model"] == {"more": ["theirs"]}
     assert list(options["transformer_options"]["wrappers"]["diffusion_model"]) == [KEY, "other"]
+
+
+# ----------------------------------------------------------------------------------------------------- the host
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_run_shows_a_bar_where_the_host_does(model: Any, monkeypatch: pytest.MonkeyPatch, shown: bool) -> None:
+    monkeypatch.setattr("comfy.utils.PROGRESS_BAR_ENABLED", shown)
+    guider, given = tiny.cfg_guider(model, POSITIVE, NEGATIVE), {}
+    plain = guider.sample
+    monkeypatch.setattr(guider, "sample", lambda *args, **kwargs: given.update(kwargs) or plain(*args, **kwargs))
+    latent = tiny.latent()
+    run_guider(guider, comfy.samplers.sampler_object("euler"), tiny.sigmas_of(model, steps=2), latent,
+               noise=draw_noise(latent, 1), seed=1)
+    assert given["disable_pbar"] is not shown
+
+
+@pytest.mark.parametrize(("seed", "same"), [(None, 0), (0, 0), (5, 5), (LARGEST_SEED, -1)])
+def test_steps_draw_the_hosts_noise(seed: int | None, same: int) -> None:
+    """No seed counts as 0; the largest one, to which the host would add 1, as the one before 0."""
+    x, high, low = torch.zeros(1, 4, 3, 5), torch.tensor(2.0), torch.tensor(1.0)
+    assert torch.equal(make_noise_source(x, seed)(high, low), default_noise_sampler(x, seed=same)(high, low))
+
+
+@pytest.mark.parametrize(("names", "tower", "expected"), [
+    (["conditioner.embedders.0.transformer.text_projection.weight"], "clip_l", False),
+    (["text_encoders.clip_l.transformer.text_projection.weight"], "clip_l", True),
+    (["conditioner.embedders.1.model.text_projection"], "clip_l", False),
+    (["conditioner.embedders.1.model.text_projection"], "clip_g", True),
+    (["text_encoders.clip_g.transformer.text_projection.weight"], "clip_g", True)])
+def test_whose_projection_a_checkpoint_brings(tmp_path: Path, names: list[str], tower: str, expected: bool) -> None:
+    """In a checkpoint of two towers a projection named as OpenCLIP's is CLIP-G's, never CLIP-L's."""
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "two.safetensors")
+    loader = comfy.sd.load_checkpoint_guess_config
+    patcher = SimpleNamespace(cached_patcher_init=(loader, (str(tmp_path / "two.safetensors"),)))
+    assert in_file(SimpleNamespace(patcher=patcher, cond_stage_model=object()), tower) is expected
