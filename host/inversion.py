@@ -21,6 +21,7 @@ from ..samplers.trajectory import check_grid, check_levels, check_path
 from ..samplers.wording import legible
 from .coverage import check_coverage
 from .marks import is_marked
+from .protocols import Patcher
 from .rewind import Rewind
 from .run import Latent, full_sigmas, is_full, noise_levels, output_latent, read_noise_mask, run_guider, start_level
 from .trajectory import Trajectory, format_name, is_sane_index
@@ -65,7 +66,7 @@ def sample_inversion_k(
     return guider.inner_model.model_sampling.inverse_noise_scaling(sigmas[0], end)
 
 
-def read_picture(model: Any, latent: Latent) -> Latent:
+def read_picture(model: Patcher, latent: Latent) -> Latent:
     """The LATENT to invert, in the model's dimensions.
 
     Raises:
@@ -120,7 +121,8 @@ def check_scheduler(name: str) -> None:
             f"ddim_uniform.")
 
 
-def invert_latent(model: Any, conditioning: Any, latent: Latent, steps: int, scheduler: str, rule: str) -> Trajectory:
+def invert_latent(model: Patcher, conditioning: Any, latent: Latent, steps: int, scheduler: str, rule: str,
+                  ) -> Trajectory:
     """DDIM Inversion: one conditional evaluation a step, without guidance.
 
     A noise mask takes no part in it and stays with the trajectory's LATENT.
