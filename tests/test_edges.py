@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
+from mixology.attention_patches.rows import holds_text
 from mixology.host import layout as magicmix
 from mixology.host.cycle import LARGEST_SEED, CycleSampler, make_noise_source
 from mixology.host.factors import TokenScale
@@ -38,6 +39,16 @@ def test_nothing_is_mixed_into_the_finished_picture() -> None:
     result = sample_layout_mix(
         lambda x, i, j: torch.full_like(x, j), layout_state, [3.0, 1.0, 0.0], Window(0, 2), torch.tensor(0.5))
     assert float(result) == 2.0 and asked == [0, 1]
+
+
+def test_a_recorded_layout_is_checked_before_the_run(model: Any) -> None:
+    """For every state that a window will ask for, not only its first."""
+    empty, schedule = {"samples": torch.zeros(1, 4, 8, 8)}, Schedule(3, 20, 3.0, "euler", "ddim_uniform")
+    layout, _ = record_layout(model, POSITIVE, NEGATIVE, empty, schedule=schedule, k_max=0.6, k_min=0.3, finish=False)
+    counted, calls = tiny.count_evaluations(model)
+    with pytest.raises(ValueError, match="has no state at"):
+        mix_latent(counted, POSITIVE, NEGATIVE, layout, schedule=schedule, mix=Mix(0.5, 0.6, 0.1))
+    assert not calls
 
 
 class Stop(Exception):
@@ -194,3 +205,12 @@ def test_whose_projection_a_checkpoint_brings(tmp_path: Path, names: list[str], 
     loader = comfy.sd.load_checkpoint_guess_config
     patcher = SimpleNamespace(cached_patcher_init=(loader, (str(tmp_path / "two.safetensors"),)))
     assert in_file(SimpleNamespace(patcher=patcher, cond_stage_model=object()), tower) is expected
+
+
+@pytest.mark.parametrize(("tokens", "strength", "held"), [(3, 1.0, True), (7, 0.5, True), (2, 1.0, False)])
+def test_a_text_is_known_at_any_strength_where_a_row_begins_with_it(tokens: int, strength: float, held: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    text, rest = (torch.randn(1, count, 2, generator=generator) for count in (3, 6))
+    context = torch.cat([torch.cat([text * strength, rest], dim=1), torch.cat([rest, text], dim=1)])[:, :tokens]
+    assert holds_text(context, text) is held
+    assert not holds_text(context.flip(1), text) and not holds_text(context.repeat(1, 1, 2), text)
