@@ -100,10 +100,7 @@ class Injection:
 
         A call of its own, without this injection.
         """
-        beside = any("c_concat" in cond["model_conds"] for group in conds for cond in group or [])
-        each = beside or is_marked(self.conditioning[0][1])  # an image may have a picture, or factors, of its own
-        one = self.trajectory.states.shape[1] == 1 and not each
-        state = self.trajectory.state_at(sigma, x[:1] if one else x)
+        state = self.read_state(conds, x, sigma)
         cond = run.prepare(model, self.conditioning, state, conds)
         sources = [[cond if area is None else {**cond, "area": area}] for area in parts]
         readings: list[SourceTensors] = [{} for _ in parts]
@@ -114,6 +111,13 @@ class Injection:
         if any(point not in reading for reading in readings for point in points):
             raise ValueError(SKIPPED)
         return dict(zip(parts, readings))
+
+    def read_state(self, conds: Sequence[Any], x: Tensor, sigma: float) -> Tensor:
+        """The state to read beside x, [1 or images, ...]: one of one picture, if nothing sets the images apart."""
+        beside = any("c_concat" in cond["model_conds"] for group in conds for cond in group or [])
+        each = beside or is_marked(self.conditioning[0][1])  # an image may have a picture, or factors, of its own
+        one = self.trajectory.states.shape[1] == 1 and not each
+        return self.trajectory.state_at(sigma, x[:1] if one else x)
 
 
 def flat_area(area: tuple[int, ...] | None, picture: tuple[int, int]) -> tuple[int, ...] | None:
