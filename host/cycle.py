@@ -20,6 +20,7 @@ from ..samplers.cycle import check_levels, check_settings, sample_cycle
 from ..samplers.levels import check_falling
 from .conds import UNPREPARED
 from .coverage import check_coverage
+from .protocols import Guider
 from .rewind import Rewind
 from .run import MOST_SEED, noise_levels
 
@@ -72,7 +73,7 @@ def check_run(sigmas: torch.Tensor, skip: int, noise: torch.Tensor, picture: tor
         )
 
 
-def part_shapes(guider: Any, latent: torch.Tensor) -> list[Any]:
+def part_shapes(guider: Guider, latent: torch.Tensor) -> list[Any]:
     """Shapes of a latent's parts. Of one packed from several, only the guider's own conds remember them."""
     for cond in (cond for conds in guider.conds.values() for cond in conds or []):
         if "latent_shapes" in cond.get("model_conds", {}):
@@ -180,11 +181,11 @@ class CycleSampler(comfy.samplers.KSAMPLER):
         super().__init__(sample_cycle_k, {"source": source, "eta": eta})
         self.skip = skip
 
-    def max_denoise(self, model_wrap: Any, sigmas: torch.Tensor) -> bool:
+    def max_denoise(self, model_wrap: Guider, sigmas: torch.Tensor) -> bool:
         return False  # the picture stays in the start state, whatever the first sigma
 
     def sample(
-        self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, noise: torch.Tensor,
+        self, model_wrap: Guider, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, noise: torch.Tensor,
         latent_image: torch.Tensor | None = None, denoise_mask: torch.Tensor | None = None, disable_pbar: bool = False,
     ) -> torch.Tensor:
         check_run(sigmas, self.skip, noise, latent_image)

@@ -23,6 +23,7 @@ from .families.unet import is_unet
 from .injection_run import RUN, Run, find_run, note_run
 from .marks import Row, call_below, is_marked
 from .networks import family_name, find_network, run_uncompiled
+from .protocols import Patcher
 from .run import Latent, make_guider, output_latent, run_guider
 from .trajectory import Trajectory, start_trajectory
 
@@ -211,8 +212,8 @@ def check_conditioning(conditioning: Any) -> None:
             f"apply that to the sampler's prompts, and connect the prompt before it was applied.")
 
 
-def inject_features(model: Any, trajectory: Trajectory, conditioning: Any, attention_until: float,
-                    features_until: float, mask: Tensor | None = None) -> Any:
+def inject_features(model: Patcher, trajectory: Trajectory, conditioning: Any, attention_until: float,
+                    features_until: float, mask: Tensor | None = None) -> Patcher:
     """Ditail's content injection (arXiv 2312.08873) as a MODEL; the caller's own where nothing would be injected.
 
     Args:
@@ -252,7 +253,7 @@ def inject_features(model: Any, trajectory: Trajectory, conditioning: Any, atten
     return clone
 
 
-def sample_cocktail(model: Any, trajectory: Trajectory, source_conditioning: Any, positive: Any, negative: Any,
+def sample_cocktail(model: Patcher, trajectory: Trajectory, *, source_conditioning: Any, positive: Any, negative: Any,
                     cfg: float, attention_until: float, features_until: float, mask: Tensor | None = None) -> Latent:
     """KSampler (Cocktail): Feature Injection, Start from Trajectory and the host's DDIM (euler). Returns a LATENT.
 

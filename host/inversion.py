@@ -6,6 +6,7 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import torch
+from einops import repeat
 from tqdm.auto import tqdm
 
 from ..samplers.inversion import (
@@ -13,7 +14,6 @@ from ..samplers.inversion import (
     check_settings,
     check_weights,
     reading_index,
-    repeat_to,
     sample_inversion,
 )
 from ..samplers.levels import Level
@@ -21,6 +21,7 @@ from ..samplers.trajectory import check_grid, check_levels, check_path
 from ..samplers.wording import legible
 from .coverage import check_coverage
 from .marks import is_marked
+from .protocols import Patcher
 from .rewind import Rewind
 from .run import Latent, full_sigmas, is_full, noise_levels, output_latent, read_noise_mask, run_guider, start_level
 from .trajectory import Trajectory, format_name, is_sane_index
@@ -65,7 +66,7 @@ def sample_inversion_k(
     return guider.inner_model.model_sampling.inverse_noise_scaling(sigmas[0], end)
 
 
-def read_picture(model: Any, latent: Latent) -> Latent:
+def read_picture(model: Patcher, latent: Latent) -> Latent:
     """The LATENT to invert, in the model's dimensions.
 
     Raises:
@@ -120,7 +121,9 @@ def check_scheduler(name: str) -> None:
             f"ddim_uniform.")
 
 
-def invert_latent(model: Any, conditioning: Any, latent: Latent, steps: int, scheduler: str, rule: str) -> Trajectory:
+def invert_latent(
+    model: Patcher, conditioning: Any, latent: Latent, steps: int, scheduler: str, rule: str,
+) -> Trajectory:
     """DDIM Inversion: one conditional evaluation a step, without guidance.
 
     A noise mask takes no part in it and stays with the trajectory's LATENT.
@@ -176,7 +179,9 @@ def blend_prompts(positive: list[Any], negative: list[Any], alpha: float, beta: 
         if own.get("pooled_output") is not None:
             own["pooled_output"] = blend_embeddings(own["pooled_output"], others.get("pooled_output"), alpha, beta)
         if own.get("attention_mask") is not None:
-            own["attention_mask"] = repeat_to(own["attention_mask"], result.shape[1], -1)
+            mask = own["attention_mask"]
+            times = result.shape[1] // mask.shape[-1]
+            own["attention_mask"] = repeat(mask, "... length -> ... (times length)", times=times)
         if not all(bool(part.isfinite().all()) for part in (result, own.get("pooled_output")) if part is not None):
             raise ValueError(
                 "Blend Prompts expects weights that keep the prompt finite, got numbers beyond all bounds; lower alpha "

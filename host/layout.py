@@ -36,6 +36,7 @@ from .layout_states import (
     read_kind,
     repeat_layout,
 )
+from .protocols import Guider, Patcher, Sampler
 from .run import (
     Latent,
     Schedule,
@@ -67,12 +68,12 @@ def sigma_window(model: Any, sigmas: torch.Tensor, k_max: float, k_min: float) -
 class WrappedSampler(comfy.samplers.Sampler):
     """A SAMPLER around another that keeps its options visible to other nodes."""
 
-    def __init__(self, sampler: Any):
+    def __init__(self, sampler: Sampler):
         self.sampler = sampler
         self.extra_options = getattr(sampler, "extra_options", {})
         self.inpaint_options = getattr(sampler, "inpaint_options", {})
 
-    def max_denoise(self, model_wrap: Any, sigmas: torch.Tensor) -> bool:
+    def max_denoise(self, model_wrap: Guider, sigmas: torch.Tensor) -> bool:
         return self.sampler.max_denoise(model_wrap, sigmas)
 
 
@@ -116,7 +117,7 @@ class LayoutMixSampler(WrappedSampler):
 
     holds_picture = "another Layout Mix Sampler"  # for samplers that would wrap this one
 
-    def __init__(self, sampler: Any, layout: NoisedLayout | RecordedLayout, mix: Mix):
+    def __init__(self, sampler: Sampler, layout: NoisedLayout | RecordedLayout, mix: Mix):
         super().__init__(sampler)
         holder = getattr(sampler, "holds_picture", None)
         if holder is not None:
@@ -166,7 +167,7 @@ class LayoutMixSampler(WrappedSampler):
         return window, nu
 
     def sample(
-        self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, noise: torch.Tensor,
+        self, model_wrap: Guider, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, noise: torch.Tensor,
         latent_image: torch.Tensor | None = None, denoise_mask: torch.Tensor | None = None, disable_pbar: bool = False,
     ) -> torch.Tensor:
         latent_image = torch.zeros_like(noise) if latent_image is None else latent_image
@@ -274,7 +275,7 @@ class MixedModel:
 class LayoutRecorder(WrappedSampler):
     """Runs a SAMPLER and keeps the states from k_max to k_min; stops there unless `finish`."""
 
-    def __init__(self, sampler: Any, k_max: float, k_min: float, finish: bool):
+    def __init__(self, sampler: Sampler, *, k_max: float, k_min: float, finish: bool):
         super().__init__(sampler)
         self.k_max, self.k_min, self.finish = k_max, k_min, finish
         self.states: dict[float, torch.Tensor] = {}
@@ -289,7 +290,7 @@ class LayoutRecorder(WrappedSampler):
         return window
 
     def sample(
-        self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, noise: torch.Tensor,
+        self, model_wrap: Guider, sigmas: torch.Tensor, extra_args: dict[str, Any], callback: Any, noise: torch.Tensor,
         latent_image: torch.Tensor | None = None, denoise_mask: torch.Tensor | None = None, disable_pbar: bool = False,
     ) -> torch.Tensor:
         latent_image = torch.zeros_like(noise) if latent_image is None else latent_image
@@ -310,7 +311,7 @@ class LayoutRecorder(WrappedSampler):
 
 
 def record_layout(
-    model: Any, positive: Any, negative: Any, latent: Latent, *, schedule: Schedule, k_max: float, k_min: float,
+    model: Patcher, positive: Any, negative: Any, latent: Latent, *, schedule: Schedule, k_max: float, k_min: float,
     finish: bool,
 ) -> tuple[RecordedLayout, Latent]:
     """Sample a layout from a prompt and record it (arXiv 2210.16056, text-text mode).
@@ -328,7 +329,8 @@ def record_layout(
     ratio = latent.get("downscale_ratio_spacial")
     latent = {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, empty, ratio)}
     check_format(model, latent["samples"], "Layout Noise (Prompt)")
-    recorder, sigmas = LayoutRecorder(schedule.sampler(), k_max, k_min, finish), schedule.sigmas(model)
+    recorder = LayoutRecorder(schedule.sampler(), k_max=k_max, k_min=k_min, finish=finish)
+    sigmas = schedule.sigmas(model)
     recorder.plan(model.get_model_object("model_sampling"), sigmas)
     noise = draw_noise(latent, schedule.seed)
     guider = make_guider(model, positive, negative, schedule.cfg)
@@ -339,7 +341,8 @@ def record_layout(
 
 
 def mix_latent(
-    model: Any, positive: Any, negative: Any, layout: NoisedLayout | RecordedLayout, *, schedule: Schedule, mix: Mix,
+    model: Patcher, positive: Any, negative: Any, layout: NoisedLayout | RecordedLayout, *, schedule: Schedule,
+    mix: Mix,
 ) -> Latent:
     """KSampler (Layout Mix): the host's KSampler with a LayoutMixSampler inside. Returns a LATENT.
 

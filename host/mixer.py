@@ -16,6 +16,7 @@ from ..samplers.mixer import Mixer, add_source, check_image, combine_sources, cr
 from ..samplers.wording import check_text
 from .families.unet import NETWORK as UNET
 from .networks import is_kind
+from .protocols import Patcher
 
 TOWERS = ("clip_l", "clip_h", "clip_g")  # CLIP text encoders of the host's classes; published mixers need the first
 PROJECTIONS = ("text_projection", "text_projection.weight")  # in a text encoder's own file
@@ -94,7 +95,7 @@ def current_device(device: torch.device) -> AbstractContextManager[None]:
     return nullcontext() if context is None else context(device)
 
 
-def make_conditioning(mixer: Mixer, mode: str, slots: int, model: Any = None) -> tuple[list[Any], list[Any]]:
+def make_conditioning(mixer: Mixer, mode: str, slots: int, model: Patcher | None = None) -> tuple[list[Any], list[Any]]:
     """Positive and negative CONDITIONING of a mix; the negative is zeros of the same shape.
 
     Args:
@@ -109,7 +110,7 @@ def make_conditioning(mixer: Mixer, mode: str, slots: int, model: Any = None) ->
     return [[context, {}]], [[torch.zeros_like(context), {}]]
 
 
-def check_model(model: Any, width: int) -> None:
+def check_model(model: Patcher, width: int) -> None:
     """Warns of a model whose checkpoint was made for prompts.
 
     Raises:
@@ -165,7 +166,7 @@ def find_tower(names: Collection[str]) -> str | None:
         or f"transformer.resblocks.{layer}.mlp.c_fc.weight" in names)), None)
 
 
-def files_of(patcher: Any) -> list[str]:
+def files_of(patcher: Patcher) -> list[str]:
     """The files from which the host's own loader made a model; none if another one did."""
     if patcher.cached_patcher_init is None:
         return []

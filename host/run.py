@@ -12,12 +12,12 @@ import comfy.utils
 import latent_preview
 import torch
 
-from ..samplers.levels import Level
+from ..samplers.levels import MOST_STEPS, Level
 from ..samplers.wording import format_size
+from .protocols import Guider, Patcher, Sampler
 
 Latent = dict[str, Any]
 
-MOST_STEPS = 10000
 MOST_SEED = 2 ** 64 - 1
 
 
@@ -54,7 +54,7 @@ def check_samples(samples: Any, name: str) -> None:
             f"at the node that made the latent, or encode the picture anew.")
 
 
-def count_dimensions(model: Any) -> set[int]:
+def count_dimensions(model: Patcher) -> set[int]:
     """How many dimensions a model's latents may have, batch and channels included."""
     counts = {model.get_model_object("latent_format").latent_dimensions + 2}
     patch = getattr(model.get_model_object("diffusion_model"), "patch_size", None)
@@ -63,7 +63,7 @@ def count_dimensions(model: Any) -> set[int]:
     return counts
 
 
-def check_format(model: Any, samples: Any, name: str) -> None:
+def check_format(model: Patcher, samples: Any, name: str) -> None:
     """Raises ValueError if samples are not of the model's latent format; `name` says whose they are."""
     if getattr(samples, "is_nested", False):
         return
@@ -94,19 +94,19 @@ class Schedule:
         """The SAMPLER of that name."""
         return comfy.samplers.sampler_object(self.sampler_name)
 
-    def sigmas(self, model: Any) -> torch.Tensor:
+    def sigmas(self, model: Patcher) -> torch.Tensor:
         """The grid on this model, [steps + 1]; see `full_sigmas`."""
         return full_sigmas(model, self.sampler_name, self.scheduler, self.steps)
 
 
-def full_sigmas(model: Any, sampler_name: str, scheduler: str, steps: int) -> torch.Tensor:
+def full_sigmas(model: Patcher, sampler_name: str, scheduler: str, steps: int) -> torch.Tensor:
     """The grid that the host's KSampler uses. Raises ValueError on a number of steps that no schedule has."""
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"steps expects a number from 1 to {MOST_STEPS}, got {steps}; enter one in that range.")
     return comfy.samplers.KSampler(model, steps, model.load_device, sampler_name, scheduler, denoise=1.0).sigmas
 
 
-def make_guider(model: Any, positive: Any, negative: Any, cfg: float) -> comfy.samplers.CFGGuider:
+def make_guider(model: Patcher, positive: Any, negative: Any, cfg: float) -> comfy.samplers.CFGGuider:
     """The host's CFG guider. Raises ValueError if cfg is not a number."""
     if not math.isfinite(cfg):
         raise ValueError(f"cfg expects a number, got {cfg:g}; enter one, such as 7.5.")
@@ -144,7 +144,7 @@ def seed_generators(latent: Latent, seed: int) -> None:
 
 
 def run_guider(
-    guider: Any, sampler: Any, sigmas: torch.Tensor, latent: Latent, *, noise: Any, seed: int,
+    guider: Guider, sampler: Sampler, sigmas: torch.Tensor, latent: Latent, *, noise: Any, seed: int,
 ) -> tuple[Any, Any]:
     """Sample as the host's KSampler and SamplerCustomAdvanced do.
 

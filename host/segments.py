@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import comfy.model_patcher
 import comfy.samplers
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..samplers.levels import solve_noise
 from ..samplers.wording import legible
+from .protocols import Guider, Sampler
 from .run import MOST_SEED, start_level
 
 # These solve for the whole grid at once: one step of it is not theirs to make.
@@ -19,28 +20,28 @@ GRIDLESS = ("sample_unipc", "sample_unipc_bh2", "dpm_fast_function", "dpm_adapti
 SEED_STRIDE = 0x9E3779B97F4A7C15
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
-MakeReader = Callable[[Any, torch.Tensor], comfy.samplers.KSamplerX0Inpaint]
+MakeReader = Callable[[Guider, torch.Tensor], comfy.samplers.KSamplerX0Inpaint]
 
 
 def start_state(
-    sampler: Any, guider: Any, sigmas: torch.Tensor, noise: torch.Tensor, latent: torch.Tensor,
+    sampler: Sampler, guider: Guider, sigmas: torch.Tensor, noise: torch.Tensor, latent: torch.Tensor,
 ) -> torch.Tensor:
     """The state that `sampler` itself would start from."""
     scaling = guider.inner_model.model_sampling
     return scaling.noise_scaling(sigmas[0], noise, latent, sampler.max_denoise(guider, sigmas))
 
 
-def is_gridless(sampler: Any) -> bool:
+def is_gridless(sampler: Sampler) -> bool:
     return getattr(getattr(sampler, "sampler_function", None), "__name__", "") in GRIDLESS
 
 
-def is_function(sampler: Any) -> bool:
+def is_function(sampler: Sampler) -> TypeGuard[comfy.samplers.KSAMPLER]:
     """Whether a SAMPLER is the host's KSAMPLER around a function, and does nothing of its own."""
     own = comfy.samplers.KSAMPLER
     return isinstance(sampler, own) and type(sampler).sample is own.sample and "sample" not in vars(sampler)
 
 
-def name_sampler(sampler: Any) -> str:
+def name_sampler(sampler: Sampler) -> str:
     """What a SAMPLER is called, for a message."""
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
     return legible(name.removeprefix("sample_"))
@@ -51,10 +52,11 @@ class SegmentRunner:
 
     def __init__(
         self,
-        sampler: Any,
-        guider: Any,
+        sampler: Sampler,
+        guider: Guider,
         sigmas: torch.Tensor,
         extra_args: dict[str, Any],
+        *,
         callback: Callback | None,
         noise: torch.Tensor,
         latent_image: torch.Tensor,
@@ -120,7 +122,8 @@ class SegmentRunner:
         return report
 
     def _sample(
-        self, sampler: Any, x: torch.Tensor, i: int, j: int, index: int | None, make_reader: MakeReader | None = None,
+        self, sampler: Sampler, x: torch.Tensor, i: int, j: int, index: int | None,
+        make_reader: MakeReader | None = None,
     ) -> torch.Tensor:
         """The state at grid index j in the type of x, scaled as the host does where the grid ends."""
         sigmas, arguments = self.sigmas[i:j + 1].clone(), self._arguments(index)
@@ -143,7 +146,7 @@ class SegmentRunner:
             result = result / float(sampling.inverse_noise_scaling(self.sigmas[j].cpu(), torch.ones(1).double()))
         return result.to(x)
 
-    def _noise_to(self, sampler: Any, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    def _noise_to(self, sampler: Sampler, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """The noise from which a SAMPLER with its own `sample` starts at state x, as the host noises a latent.
 
         Raises:
@@ -163,7 +166,7 @@ class SegmentRunner:
                 f"{name_sampler(sampler)}; choose another sampler.")
         return solve_noise(x, self.latent_image, level)
 
-    def _check(self, sampler: Any, result: Any, x: torch.Tensor, ends: tuple[int, int]) -> None:
+    def _check(self, sampler: Sampler, result: Any, x: torch.Tensor, ends: tuple[int, int]) -> None:
         """Raises ValueError if what a sampler returned is no state."""
         low, high = (float(self.sigmas[end]) for end in ends)
         name, span = name_sampler(sampler), f"from sigma {low:.4g} to {high:.4g}"

@@ -17,10 +17,11 @@ from ..samplers.trajectory import (
     is_near,
 )
 from ..samplers.wording import format_size
+from .protocols import Patcher
 from .run import Latent, describe_size, noise_levels, output_latent
 
 
-def format_name(model: Any) -> str:
+def format_name(model: Patcher) -> str:
     """The host's name of a model's latent format."""
     return type(model.get_model_object("latent_format")).__name__
 
@@ -107,7 +108,7 @@ class Trajectory:
                 f"Start from Trajectory as it is, with nothing between that repeats or splits it, or invert one "
                 f"picture for all.")
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: Patcher) -> None:
         """Raises ValueError if a MODEL has another latent format or other noise levels."""
         if format_name(model) != self.latent_format:
             raise ValueError(
