@@ -7,14 +7,14 @@ import torch
 
 DOWN, UP = ".down", ".up"
 
-Layout = dict[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...]]
 
 
-def is_difference(layout: Mapping[str, object]) -> bool:
-    return any(name.endswith(DOWN) for name in layout)
+def is_difference(tensors: Mapping[str, object]) -> bool:
+    return any(name.endswith(DOWN) for name in tensors)
 
 
-def combined_layout(base: Layout, difference: Layout) -> Layout:
+def combined_shapes(base: Shapes, difference: Shapes) -> Shapes:
     """Names and shapes of the weights that a difference makes of `base`; other than base's if it does not fit."""
     found = dict(base)
     for name, shape in difference.items():

@@ -22,9 +22,7 @@ from .conds import UNPREPARED
 from .coverage import check_coverage
 from .protocols import Guider
 from .rewind import Rewind
-from .run import noise_levels
-
-LARGEST_SEED = 2 ** 64 - 1
+from .run import MOST_SEED, noise_levels
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def prepare_source(model: Any, source: SourcePrompt, sigmas: torch.Tensor, extra
 def make_noise_source(x: torch.Tensor, seed: int | None) -> Callable[[Any, Any], torch.Tensor]:
     """The host's noise for steps; on the CPU it adds 1 to the seed, which the largest one has no room for."""
     seed = seed or 0
-    return default_noise_sampler(x, seed=-1 if x.device.type == "cpu" and seed == LARGEST_SEED else seed)
+    return default_noise_sampler(x, seed=-1 if x.device.type == "cpu" and seed == MOST_SEED else seed)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ import torch
 from comfy import clip_model, sd1_clip, supported_models, supported_models_base
 from safetensors import SafetensorError, safe_open
 
-from ..demo.difference import add_difference, combined_layout, is_difference
+from ..demo.difference import add_difference, combined_shapes, is_difference
 from ..demo.world import draw_scene, parse_caption
 from ..samplers.wording import check_text, legible
 from .files import fingerprint_files, tell_fault
@@ -35,7 +35,7 @@ CLIP_PROJECTION = "text_projection.weight"  # the same in the file of the demo C
 SAVE_FOLDERS = ("checkpoints", "diffusion_models")  # where the host's savers write and its loaders look
 LARGEST_FILE = 1 << 28  # bytes; a saved demo checkpoint has about 60 MB, so a larger file is never opened
 
-Layout = dict[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...]]
 
 
 def read_config() -> dict[str, Any]:
@@ -50,7 +50,7 @@ def shipped_file(name: str) -> Path:
     return DEMO / f"{name}.safetensors"
 
 
-def read_layout(path: Path) -> Layout:
+def read_shapes(path: Path) -> Shapes:
     """Names and shapes of the tensors in a safetensors file, from its header alone.
 
     Raises:
@@ -71,8 +71,8 @@ def read_layout(path: Path) -> Layout:
         ) from None
 
 
-def select_part(layout: Layout, prefix: str) -> Layout:
-    return {key: shape for key, shape in layout.items() if key.startswith(prefix) and not key.endswith(PROJECTION)}
+def select_part(shapes: Shapes, prefix: str) -> Shapes:
+    return {key: shape for key, shape in shapes.items() if key.startswith(prefix) and not key.endswith(PROJECTION)}
 
 
 def base_file() -> Path:
@@ -80,25 +80,25 @@ def base_file() -> Path:
     return shipped_file(read_config()["checkpoints"][0])
 
 
-def check_layout(path: Path) -> Layout:
-    """The file's layout, held against the shipped files. Text encoder and autoencoder may be left out.
+def check_shapes(path: Path) -> Shapes:
+    """The file's names and shapes, held against the shipped files. Text encoder and autoencoder may be left out.
 
     Raises:
         ValueError: if the file is damaged or holds networks of other sizes.
     """
-    layout = read_layout(path)
+    shapes = read_shapes(path)
     base = base_file()
-    if is_difference(layout):
-        layout = combined_layout(read_layout(base), layout)
+    if is_difference(shapes):
+        shapes = combined_shapes(read_shapes(base), shapes)
     for prefix, name, part in ((MODEL, base.stem, "model"), (TEXT, "text", "text encoder"), (VAE, "vae", "VAE")):
-        found = select_part(layout, prefix)
-        if (found or prefix == MODEL) and found != select_part(read_layout(shipped_file(name)), prefix):
+        found = select_part(shapes, prefix)
+        if (found or prefix == MODEL) and found != select_part(read_shapes(shipped_file(name)), prefix):
             raise ValueError(
                 f"Demo Checkpoint expected the sizes of the demo {part}, but '{legible(path.name)}' holds "
                 f"{'another one' if found else 'none'}; choose a file that ModelSave or Save Checkpoint wrote from a "
                 f"demo checkpoint, and open other models with Load Checkpoint."
             )
-    return layout
+    return shapes
 
 
 def find_file(name: object) -> Path:
@@ -139,7 +139,7 @@ def has_demo_sizes(path: str, changed: int, size: int) -> bool:
     """Whether a file holds the demo networks: asked once for each age and size of a file, as the host wants the list
     several times a prompt."""
     try:
-        check_layout(Path(path))
+        check_shapes(Path(path))
     except (ValueError, OSError):  # damaged, unreadable or another model: not for this list
         return False
     return True
@@ -158,7 +158,7 @@ def list_names() -> list[str]:
 
 def find_fault(name: object) -> str | None:
     """What keeps `name` from loading, in one sentence; None if nothing does."""
-    return tell_fault(lambda: check_layout(find_file(name)))
+    return tell_fault(lambda: check_shapes(find_file(name)))
 
 
 def fingerprint(name: object) -> str | float:
@@ -173,7 +173,7 @@ def read_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: if the file is missing or damaged.
     """
-    keys = [key for key in read_layout(path) if key.startswith(prefix)]
+    keys = [key for key in read_shapes(path) if key.startswith(prefix)]
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key).to(torch.float32, copy=True) for key in keys}
 
@@ -319,9 +319,9 @@ def load_checkpoint(name: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.
         ValueError: if there is no such file, or it is damaged or of other sizes.
     """
     path = find_file(name)
-    layout = check_layout(path)
-    text = path if select_part(layout, TEXT) else shipped_file("text")
-    vae = path if select_part(layout, VAE) else shipped_file("vae")
+    shapes = check_shapes(path)
+    text = path if select_part(shapes, TEXT) else shipped_file("text")
+    vae = path if select_part(shapes, VAE) else shipped_file("vae")
     return load_model(path), load_clip(text), load_vae(vae)
 
 

@@ -101,10 +101,7 @@ class Injection:
 
         A call of its own, without this injection.
         """
-        beside = any("c_concat" in cond["model_conds"] for group in conds for cond in group or [])
-        each = beside or is_marked(self.conditioning[0][1])  # an image may have a picture, or factors, of its own
-        one = self.trajectory.states.shape[1] == 1 and not each
-        state = self.trajectory.state_at(sigma, x[:1] if one else x)
+        state = self.read_state(conds, x, sigma)
         cond = run.prepare(model, self.conditioning, state, conds)
         sources = [[cond if area is None else {**cond, "area": area}] for area in parts]
         readings: list[SourceTensors] = [{} for _ in parts]
@@ -115,6 +112,13 @@ class Injection:
         if any(point not in reading for reading in readings for point in points):
             raise ValueError(SKIPPED)
         return dict(zip(parts, readings))
+
+    def read_state(self, conds: Sequence[Any], x: Tensor, sigma: float) -> Tensor:
+        """The state to read beside x, [1 or images, ...]: one of one picture, if nothing sets the images apart."""
+        beside = any("c_concat" in cond["model_conds"] for group in conds for cond in group or [])
+        each = beside or is_marked(self.conditioning[0][1])  # an image may have a picture, or factors, of its own
+        one = self.trajectory.states.shape[1] == 1 and not each
+        return self.trajectory.state_at(sigma, x[:1] if one else x)
 
 
 def flat_area(area: tuple[int, ...] | None, picture: tuple[int, int]) -> tuple[int, ...] | None:
@@ -209,7 +213,7 @@ def check_conditioning(conditioning: Any) -> None:
 
 
 def inject_features(model: Patcher, trajectory: Trajectory, conditioning: Any, attention_until: float,
-                    features_until: float, mask: Tensor | None = None) -> Any:
+                    features_until: float, mask: Tensor | None = None) -> Patcher:
     """Ditail's content injection (arXiv 2312.08873) as a MODEL; the caller's own where nothing would be injected.
 
     Args:
@@ -249,7 +253,7 @@ def inject_features(model: Patcher, trajectory: Trajectory, conditioning: Any, a
     return clone
 
 
-def sample_cocktail(model: Patcher, trajectory: Trajectory, source_conditioning: Any, positive: Any, negative: Any,
+def sample_cocktail(model: Patcher, trajectory: Trajectory, *, source_conditioning: Any, positive: Any, negative: Any,
                     cfg: float, attention_until: float, features_until: float, mask: Tensor | None = None) -> Latent:
     """KSampler (Cocktail): Feature Injection, Start from Trajectory and the host's DDIM (euler). Returns a LATENT.
 

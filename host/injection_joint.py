@@ -30,7 +30,7 @@ def find_points(network: Any, attention: bool, features: bool) -> list[Point]:
     return [("joint", index) for index in range((blocks + 1) // 2, blocks)] if attention else []
 
 
-class CallWrapper:
+class TransformerCall:
     """A wrapper of a call, the last of its kind, so that its override is around those of other nodes.
 
     Around the network where that has such a place: the text is there as long as its tokens, and references are seen.
@@ -63,7 +63,7 @@ class CallWrapper:
         """After the call."""
 
 
-class SourceCall(CallWrapper):
+class SourceCall(TransformerCall):
     """Around a source call: fills the readings of its rows, which see `parts`, by index in the list of sources."""
 
     def __init__(self, network: Any, readings: Sequence[SourceTensors], parts: Sequence[Part],
@@ -78,7 +78,7 @@ class SourceCall(CallWrapper):
         return make_joint_reader(call, readings, self.points, options.get(OVERRIDE)), []
 
 
-class TargetCall(CallWrapper):
+class TargetCall(TransformerCall):
     """Around a target call: injects the rows it holds of each plan, one plan after another."""
 
     def __init__(self, network: Any, plans: Sequence[Mapping[Row, Chunk]]):

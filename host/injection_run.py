@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention_patches.injection import NODE
+from .protocols import Guider
 
 RUN = "mixology_injection_run"
 OURS = "mixology"  # how the keys of this pack's wrappers begin
@@ -113,7 +114,7 @@ def borrow_pictures(cond: dict[str, Any], conds: Sequence[Any]) -> dict[str, Any
     return cond
 
 
-def note_run(executor: Callable[..., Any], guider: Any, sigmas: Tensor, extra_args: Options, callback: Any,
+def note_run(executor: Callable[..., Any], guider: Guider, sigmas: Tensor, extra_args: Options, callback: Any,
              noise: Tensor, latent_image: Any = None, denoise_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Around a sampler: notes in the options of this run what its guider prepared its prompts with."""
     model_options = extra_args["model_options"]

@@ -53,7 +53,7 @@ def features_layer(network: Any) -> Any:
     return block[0].out_layers
 
 
-class CallWrapper:
+class UNetCall:
     """A wrapper of the network's call; the last of its kind, so that what others do there is not cut short."""
 
     kind = WrappersMP.DIFFUSION_MODEL
@@ -71,7 +71,7 @@ class CallWrapper:
             return executor(*arguments, options, **kwargs)
 
 
-class SourceCall(CallWrapper):
+class SourceCall(UNetCall):
     """Around a source call: fills the readings of its rows, which see `parts`, by index in the list of sources."""
 
     def __init__(self, network: Any, readings: Sequence[SourceTensors], parts: Sequence[Part],
@@ -92,7 +92,7 @@ class SourceCall(CallWrapper):
             return x.new_zeros(len(x), executor.class_obj.out_channels, *x.shape[2:])
 
 
-class TargetCall(CallWrapper):
+class TargetCall(UNetCall):
     """Around a target call: injects the rows it holds of each plan, one plan after another."""
 
     def __init__(self, network: Any, plans: Sequence[Mapping[Row, Chunk]]):

@@ -6,6 +6,7 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import torch
+from einops import repeat
 from tqdm.auto import tqdm
 
 from ..samplers.inversion import (
@@ -13,7 +14,6 @@ from ..samplers.inversion import (
     check_settings,
     check_weights,
     reading_index,
-    repeat_to,
     sample_inversion,
 )
 from ..samplers.levels import Level
@@ -121,8 +121,9 @@ def check_scheduler(name: str) -> None:
             f"ddim_uniform.")
 
 
-def invert_latent(model: Patcher, conditioning: Any, latent: Latent, steps: int, scheduler: str, rule: str,
-                  ) -> Trajectory:
+def invert_latent(
+    model: Patcher, conditioning: Any, latent: Latent, steps: int, scheduler: str, rule: str,
+) -> Trajectory:
     """DDIM Inversion: one conditional evaluation a step, without guidance.
 
     A noise mask takes no part in it and stays with the trajectory's LATENT.
@@ -178,7 +179,9 @@ def blend_prompts(positive: list[Any], negative: list[Any], alpha: float, beta: 
         if own.get("pooled_output") is not None:
             own["pooled_output"] = blend_embeddings(own["pooled_output"], others.get("pooled_output"), alpha, beta)
         if own.get("attention_mask") is not None:
-            own["attention_mask"] = repeat_to(own["attention_mask"], result.shape[1], -1)
+            mask = own["attention_mask"]
+            times = result.shape[1] // mask.shape[-1]
+            own["attention_mask"] = repeat(mask, "... length -> ... (times length)", times=times)
         if not all(bool(part.isfinite().all()) for part in (result, own.get("pooled_output")) if part is not None):
             raise ValueError(
                 "Blend Prompts expects weights that keep the prompt finite, got numbers beyond all bounds; lower alpha "

@@ -196,10 +196,10 @@ class LayoutMixSampler(WrappedSampler):
         self, runner: SegmentRunner, layout: BoundLayout, window: Window, nu: torch.Tensor,
     ) -> torch.Tensor:
         """Variant diffusers. Raises ValueError if the sampler never looked where the layout differs from its start."""
-        reading = MixedReading(layout, window, nu)
+        inputs = InputMix(layout, window, nu)
         result = runner.run_whole(
-            layout.state(window.start), lambda guider, sigmas: MixedReader(guider, sigmas, reading))
-        if window.start < window.stop and not reading.mixed:
+            layout.state(window.start), lambda guider, sigmas: MixedReader(guider, sigmas, inputs))
+        if window.start < window.stop and not inputs.mixed:
             raise ValueError(
                 f"variant diffusers expects a sampler that reads the model inside the window after its start, got "
                 f"{name_sampler(self.sampler)} on a schedule where it does not; use more steps, a wider window or "
@@ -215,10 +215,10 @@ def check_fill(denoise_mask: torch.Tensor | None) -> None:
             "node that made the mask, or paint it anew.")
 
 
-class MixedReading:
-    """One reading of nu * x + (1 - nu) * layout inside the window, and of x outside it.
+class InputMix:
+    """Asks a model about nu * x + (1 - nu) * layout inside the window, and about x outside it.
 
-    mixed: whether a reading was mixed below the window's start, where the sampler stands on the layout itself.
+    mixed: whether that was so below the window's start, where the sampler stands on the layout itself.
     """
 
     def __init__(self, layout: BoundLayout, window: Window, nu: torch.Tensor):
@@ -241,32 +241,41 @@ class MixedReading:
 
 
 class MixedReader(comfy.samplers.KSamplerX0Inpaint):
-    """What stands between a sampler and the guider, as the host's own does; its readings are mixed."""
+    """What stands between a sampler and the guider, as the host's own does; what it asks is mixed.
 
-    def __init__(self, guider: Guider, sigmas: torch.Tensor, reading: MixedReading):
+    `inner_model` is the guider itself, so that samplers may copy it, exchange it and write to it.
+    """
+
+    def __init__(self, guider: Guider, sigmas: torch.Tensor, inputs: InputMix):
         super().__init__(guider, sigmas)
-        self.reading = reading
+        self.inputs = inputs
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        inner = comfy.samplers.KSamplerX0Inpaint(MixedModel(self.inner_model, self.reading), self.sigmas)
+        inner = comfy.samplers.KSamplerX0Inpaint(MixedModel(self.inner_model, self.inputs), self.sigmas)
         inner.latent_image, inner.noise = self.latent_image, self.noise
         return inner(x, sigma, *args, **kwargs)
 
 
 class MixedModel:
-    """What the host's reader asks in the guider's place, once it has filled outside a noise mask."""
+    """What the host's reader asks in the guider's place, once it has filled outside a noise mask.
 
-    def __init__(self, guider: Guider, reading: MixedReading):
-        self.guider, self.reading, self.inner_model = guider, reading, guider.inner_model
+    The one object here that stands for one of the host's. The mix belongs between that fill and the guider, where the
+    host asks nobody: its wrappers around predictions lie inside the guider among those of other nodes, and a guider of
+    another pack may run none. It lives for one call and no one else meets it: samplers have the guider itself in
+    `MixedReader.inner_model`, and mask functions from `SegmentRunner`.
+    """
+
+    def __init__(self, guider: Guider, inputs: InputMix):
+        self.guider, self.inputs, self.inner_model = guider, inputs, guider.inner_model
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **options: Any) -> torch.Tensor:
-        return self.reading.read(self.guider, x, sigma, **options)
+        return self.inputs.read(self.guider, x, sigma, **options)
 
 
 class LayoutRecorder(WrappedSampler):
     """Runs a SAMPLER and keeps the states from k_max to k_min; stops there unless `finish`."""
 
-    def __init__(self, sampler: Sampler, k_max: float, k_min: float, finish: bool):
+    def __init__(self, sampler: Sampler, *, k_max: float, k_min: float, finish: bool):
         super().__init__(sampler)
         self.k_max, self.k_min, self.finish = k_max, k_min, finish
         self.states: dict[float, torch.Tensor] = {}
@@ -320,7 +329,8 @@ def record_layout(
     ratio = latent.get("downscale_ratio_spacial")
     latent = {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, empty, ratio)}
     check_format(model, latent["samples"], "Layout Noise (Prompt)")
-    recorder, sigmas = LayoutRecorder(schedule.sampler(), k_max, k_min, finish), schedule.sigmas(model)
+    recorder = LayoutRecorder(schedule.sampler(), k_max=k_max, k_min=k_min, finish=finish)
+    sigmas = schedule.sigmas(model)
     recorder.plan(model.get_model_object("model_sampling"), sigmas)
     noise = draw_noise(latent, schedule.seed)
     guider = make_guider(model, positive, negative, schedule.cfg)

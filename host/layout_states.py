@@ -8,7 +8,7 @@ from typing import Any
 
 import comfy.model_sampling
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 
 from ..samplers.trajectory import find_span
 from .run import Latent, check_samples, describe_size, draw_noise, pack
@@ -198,4 +198,4 @@ def repeat_layout(samples: Any, count: int) -> Any:
     """One layout picture for `count` images, [1, ...] -> [count, ...]; other batches stay."""
     if count <= 1 or getattr(samples, "is_nested", False) or samples.shape[0] != 1:
         return samples
-    return samples.expand(count, *samples.shape[1:]).clone()
+    return repeat(samples, "1 ... -> count ...", count=count).clone()

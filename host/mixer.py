@@ -95,8 +95,7 @@ def current_device(device: torch.device) -> AbstractContextManager[None]:
     return nullcontext() if context is None else context(device)
 
 
-def make_conditioning(mixer: Mixer, mode: str, slots: int, model: Patcher | None = None,
-                      ) -> tuple[list[Any], list[Any]]:
+def make_conditioning(mixer: Mixer, mode: str, slots: int, model: Patcher | None = None) -> tuple[list[Any], list[Any]]:
     """Positive and negative CONDITIONING of a mix; the negative is zeros of the same shape.
 
     Args:
@@ -141,12 +140,17 @@ def in_file(clip: Any, tower: str) -> bool | None:
     files = files_of(clip.patcher)
     if not files:
         return None
-    if not clip.patcher.cached_patcher_init[0].__name__.startswith("load_checkpoint"):
-        own = next((names for names in map(read_names, files) if find_tower(names or ()) == tower), None)
-        return None if own is None else any(name in own for name in PROJECTIONS)
-    if type(clip.cond_stage_model) is sd1_clip.SD1ClipModel:
+    if clip.patcher.cached_patcher_init[0].__name__.startswith("load_checkpoint"):
+        return in_checkpoint(files[0], clip.cond_stage_model, tower)
+    own = next((names for names in map(read_names, files) if find_tower(names or ()) == tower), None)
+    return None if own is None else any(name in own for name in PROJECTIONS)
+
+
+def in_checkpoint(path: str, encoder: Any, tower: str) -> bool | None:
+    """As `in_file`, for a text encoder from a checkpoint."""
+    if type(encoder) is sd1_clip.SD1ClipModel:
         return False  # whatever an SD1.x checkpoint holds, the host reads no projection from it
-    names = read_names(files[0])
+    names = read_names(path)
     if names is None:
         return None
     endings = [f".{tower}.transformer.text_projection.weight"]
@@ -162,7 +166,7 @@ def find_tower(names: Collection[str]) -> str | None:
         or f"transformer.resblocks.{layer}.mlp.c_fc.weight" in names)), None)
 
 
-def files_of(patcher: Any) -> list[str]:
+def files_of(patcher: Patcher) -> list[str]:
     """The files from which the host's own loader made a model; none if another one did."""
     if patcher.cached_patcher_init is None:
         return []

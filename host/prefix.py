@@ -37,6 +37,23 @@ def check_prefix(prefix: str) -> str:
         ValueError: if it leads out of the output folder, into a hidden one, or makes no file name.
     """
     prefix = fill_dates(prefix, time.localtime())
+    check_letters(prefix)
+    output = Path(os.path.abspath(folder_paths.get_output_directory()))
+    path = Path(os.path.normpath(output / prefix))
+    if path != output and not (path.is_relative_to(output) and is_inside(path.parent, output)):
+        raise ValueError(
+            f"filename_prefix expects a name inside the output folder, got '{legible(prefix)}'; leave out '..' and "
+            f"leading slashes.")
+    parts = path.relative_to(output).parts
+    if not parts or any(part.startswith(".") for part in parts):
+        raise ValueError(
+            f"filename_prefix expects a name, and no dot before it or a folder of it (what is hidden is never listed), "
+            f"got '{legible(prefix)}'; write for instance 'mixology/trajectory'.")
+    return "/".join(parts)
+
+
+def check_letters(prefix: str) -> None:
+    """Raises ValueError if a file system, or the host, cannot take the names of a prefix as they are written."""
     found = WIDGET.search(prefix)
     if found:
         raise ValueError(
@@ -48,21 +65,9 @@ def check_prefix(prefix: str) -> str:
         raise ValueError(
             f"filename_prefix expects letters that a file name can have, got '{legible(odd)}' in "
             f"'{legible(prefix)}'; leave it out.")
-    output = Path(os.path.abspath(folder_paths.get_output_directory()))
-    path = Path(os.path.normpath(output / prefix))
     if any(len(os.fsencode(part)) > LONGEST_PART for part in re.split(r"[/\\]", prefix)):
         raise ValueError(
             f"filename_prefix expects names of at most {LONGEST_PART} letters, got '{legible(prefix)}'; shorten it.")
-    if path != output and not (path.is_relative_to(output) and is_inside(path.parent, output)):
-        raise ValueError(
-            f"filename_prefix expects a name inside the output folder, got '{legible(prefix)}'; leave out '..' and "
-            f"leading slashes.")
-    parts = path.relative_to(output).parts
-    if not parts or any(part.startswith(".") for part in parts):
-        raise ValueError(
-            f"filename_prefix expects a name, and no dot before it or a folder of it (what is hidden is never listed), "
-            f"got '{legible(prefix)}'; write for instance 'mixology/trajectory'.")
-    return "/".join(parts)
 
 
 def is_inside(path: Path, folder: Path) -> bool:

@@ -12,6 +12,7 @@ class Patcher(Protocol):
     model: Any
     model_options: dict[str, Any]
     load_device: Any
+    cached_patcher_init: Any  # the loader that made it, and its arguments; None if that is not known
 
     def clone(self) -> Any: ...
 
@@ -23,12 +24,17 @@ class Patcher(Protocol):
 
 
 class Guider(Protocol):
-    """A GUIDER in a run, as samplers see it: the host's CFGGuider, whose model is loaded."""
+    """A GUIDER: the host's CFGGuider. In a run, as samplers see it, its model is loaded."""
 
     model_patcher: Any
     model_options: dict[str, Any]
     inner_model: Any
     conds: dict[str, Any]
+
+    def __call__(self, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor: ...
+
+    def sample(self, noise: Any, latent_image: Any, sampler: Any, sigmas: torch.Tensor, *args: Any, **kwargs: Any,
+               ) -> Any: ...
 
 
 class Sampler(Protocol):

@@ -12,13 +12,12 @@ import comfy.utils
 import latent_preview
 import torch
 
-from ..samplers.levels import Level
+from ..samplers.levels import MOST_STEPS, Level
 from ..samplers.wording import format_size
-from .protocols import Patcher, Sampler
+from .protocols import Guider, Patcher, Sampler
 
 Latent = dict[str, Any]
 
-MOST_STEPS = 10000
 MOST_SEED = 2 ** 64 - 1
 
 
@@ -145,7 +144,7 @@ def seed_generators(latent: Latent, seed: int) -> None:
 
 
 def run_guider(
-    guider: Any, sampler: Sampler, sigmas: torch.Tensor, latent: Latent, *, noise: Any, seed: int,
+    guider: Guider, sampler: Sampler, sigmas: torch.Tensor, latent: Latent, *, noise: Any, seed: int,
 ) -> tuple[Any, Any]:
     """Sample as the host's KSampler and SamplerCustomAdvanced do.
 

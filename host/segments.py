@@ -20,7 +20,7 @@ GRIDLESS = ("sample_unipc", "sample_unipc_bh2", "dpm_fast_function", "dpm_adapti
 SEED_STRIDE = 0x9E3779B97F4A7C15
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
-MakeReader = Callable[[Any, torch.Tensor], comfy.samplers.KSamplerX0Inpaint]
+MakeReader = Callable[[Guider, torch.Tensor], comfy.samplers.KSamplerX0Inpaint]
 
 
 def start_state(
@@ -31,17 +31,17 @@ def start_state(
     return scaling.noise_scaling(sigmas[0], noise, latent, sampler.max_denoise(guider, sigmas))
 
 
-def is_gridless(sampler: Any) -> bool:
+def is_gridless(sampler: Sampler) -> bool:
     return getattr(getattr(sampler, "sampler_function", None), "__name__", "") in GRIDLESS
 
 
-def is_function(sampler: Any) -> TypeGuard[comfy.samplers.KSAMPLER]:
+def is_function(sampler: Sampler) -> TypeGuard[comfy.samplers.KSAMPLER]:
     """Whether a SAMPLER is the host's KSAMPLER around a function, and does nothing of its own."""
     own = comfy.samplers.KSAMPLER
     return isinstance(sampler, own) and type(sampler).sample is own.sample and "sample" not in vars(sampler)
 
 
-def name_sampler(sampler: Any) -> str:
+def name_sampler(sampler: Sampler) -> str:
     """What a SAMPLER is called, for a message."""
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
     return legible(name.removeprefix("sample_"))
@@ -56,6 +56,7 @@ class SegmentRunner:
         guider: Guider,
         sigmas: torch.Tensor,
         extra_args: dict[str, Any],
+        *,
         callback: Callback | None,
         noise: torch.Tensor,
         latent_image: torch.Tensor,

@@ -134,8 +134,8 @@ def read_header(path: Path) -> tuple[Parts, dict[str, str]]:
         with safe_open(path, framework="pt") as file:  # checks that the tensors fill the file without gap or overlap
             names: list[str] = file.keys()
             slices = {name: file.get_slice(name) for name in names}
-            layout = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-            return layout, file.metadata() or {}
+            parts = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            return parts, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"Load Trajectory expected a whole safetensors file, but '{legible(path.name)}' is damaged "
@@ -154,7 +154,7 @@ def read_plan(path: Path) -> tuple[Parts, dict[str, Any]]:
     Raises:
         ValueError: if it is damaged, foreign or of another version.
     """
-    layout, metadata = read_header(path)
+    parts, metadata = read_header(path)
     if KEY not in metadata:
         raise other_kind(path)
     try:
@@ -165,11 +165,11 @@ def read_plan(path: Path) -> tuple[Parts, dict[str, Any]]:
         raise ValueError(
             f"Load Trajectory reads files of version {VERSION}, but '{legible(path.name)}' is of another; update "
             f"Mixology or save the trajectory again.")
-    if not isinstance(notes, dict) or not is_sound(notes) or not fits(layout, notes):
+    if not isinstance(notes, dict) or not is_sound(notes) or not fits(parts, notes):
         raise ValueError(
             f"Load Trajectory expected tensors and notes that belong together, but those of '{legible(path.name)}' do "
             f"not; save the trajectory again.")
-    return layout, notes
+    return parts, notes
 
 
 def load_trajectory(name: str) -> Trajectory:
@@ -179,10 +179,10 @@ def load_trajectory(name: str) -> Trajectory:
         ValueError: if there is no such file, or it is damaged, foreign or hostile.
     """
     path = find_file(name)
-    layout, notes = read_plan(path)
+    parts, notes = read_plan(path)
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key).clone() for key in layout}  # the file may change below a mapped tensor
+            tensors = {key: file.get_tensor(key).clone() for key in parts}  # the file may change below a mapped tensor
         return compose(tensors, notes)
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(

@@ -37,6 +37,14 @@ def is_number(value: Any) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier() and value.isascii()
+
+
+def is_level(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
 def is_index(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= LARGEST_INDEX for item in value)
 
@@ -54,30 +62,36 @@ def is_sound(notes: dict[str, Any]) -> bool:
     """Whether the notes of this version hold what they should."""
     if set(notes) - {MORE} != NOTES:
         return False
-    name, levels, index, more = notes["latent_format"], notes["levels"], notes["batch_index"], notes.get(MORE, {})
-    if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
-        return False
-    if not isinstance(levels, list) or not isinstance(more, dict) or not is_plain(more, DEEPEST + 1):
-        return False
-    pairs = all(isinstance(level, list) and len(level) == 2 and all(map(is_number, level))
-                for level in (*levels, notes["start"]))
-    indices = (index is None or is_index(index)) and "batch_index" not in more
-    return pairs and indices and not {"samples", "noise_mask"} & set(more)
+    levels, index, more = notes["levels"], notes["batch_index"], notes.get(MORE, {})
+    return (is_name(notes["latent_format"])
+            and isinstance(levels, list) and all(map(is_level, (*levels, notes["start"])))
+            and (index is None or is_index(index))
+            and isinstance(more, dict) and is_plain(more, DEEPEST + 1) and not set(more) & set(FOREMOST))
 
 
-def fits(layout: Parts, notes: dict[str, Any]) -> bool:
+def fits(parts: Parts, notes: dict[str, Any]) -> bool:
     """Whether tensors and notes belong together."""
     names = {"sigmas", "states", "samples", "end"}
-    if not names <= set(layout) <= names | {"noise_mask"}:
+    if not names <= set(parts) <= names | {"noise_mask"}:
         return False
-    (sigma_type, sigmas), (state_type, states) = layout["sigmas"], layout["states"]
-    mask_type, mask = layout.get("noise_mask", ("F32", (1, 1)))
-    types = sigma_type == state_type == "F32" and mask_type in TYPES.values() and all(
-        layout[name][0] in FLOATS for name in ("samples", "end"))
-    count = len(notes["levels"])
-    return (types and 2 <= count <= LONGEST and sigmas == (count,) and len(states) in (4, 5, 6) and states[0] == count
-            and min(states) > 0 and layout["samples"][1] == layout["end"][1] == states[1:]
-            and len(notes["batch_index"] or ()) in (0, states[1]) and len(mask) in (2, 3, 4, 5) and min(mask) > 0)
+    return fit_types({name: kind for name, (kind, _) in parts.items()}) and fit_shapes(
+        {name: shape for name, (_, shape) in parts.items()}, notes)
+
+
+def fit_types(types: dict[str, str]) -> bool:
+    """Whether the tensors of a file, by name, are of types that a trajectory has."""
+    return (types["sigmas"] == types["states"] == "F32" and types["samples"] in FLOATS and types["end"] in FLOATS
+            and types.get("noise_mask", "F32") in TYPES.values())
+
+
+def fit_shapes(shapes: dict[str, tuple[int, ...]], notes: dict[str, Any]) -> bool:
+    """Whether the tensors of a file, by name, are of one grid and one picture, as its notes are."""
+    count, states, mask = len(notes["levels"]), shapes["states"], shapes.get("noise_mask", (1, 1))
+    return (2 <= count <= LONGEST and shapes["sigmas"] == (count,)
+            and len(states) in (4, 5, 6) and states[0] == count and min(states) > 0
+            and shapes["samples"] == shapes["end"] == states[1:]
+            and len(notes["batch_index"] or ()) in (0, states[1])
+            and len(mask) in (2, 3, 4, 5) and min(mask) > 0)
 
 
 # --------------------------------------------------------------------------------------------------- reading
@@ -143,10 +157,10 @@ def check_whole(tensors: dict[str, torch.Tensor], notes: dict[str, Any]) -> None
         raise ValueError(
             f"Save Trajectory expects at most {LARGEST_HEADER * 3 // 4} letters beside the pictures, got {header}; "
             f"invert the latent that VAE Encode makes, or with fewer steps.")
-    layout = {name: (TYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+    parts = {name: (TYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
               for name, tensor in tensors.items()}
-    if not is_sound(notes) or not fits(layout, notes):
-        found = ", ".join(f"{name} of {kind} {format_size(shape)}" for name, (kind, shape) in layout.items())
+    if not is_sound(notes) or not fits(parts, notes):
+        found = ", ".join(f"{name} of {kind} {format_size(shape)}" for name, (kind, shape) in parts.items())
         raise ValueError(
             f"Save Trajectory expects a picture and a noise mask of common types and dimensions, got {found}; invert "
             f"the latent that VAE Encode makes.")

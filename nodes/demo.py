@@ -72,7 +72,7 @@ class DemoCheckpoint(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(*load_checkpoint(name), load_clip_vision())
+        return io.NodeOutput(*load_checkpoint(name=name), load_clip_vision())
 
 
 class DemoPicture(io.ComfyNode):

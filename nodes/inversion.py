@@ -82,7 +82,7 @@ class Invert(io.ComfyNode):
     ) -> io.NodeOutput:
         trajectory = inversion.invert_latent(
             model=model, conditioning=conditioning, latent=latent, steps=steps, scheduler=scheduler, rule=rule)
-        return io.NodeOutput(trajectory, end_latent(trajectory))
+        return io.NodeOutput(trajectory, end_latent(trajectory=trajectory))
 
 
 class TrajectoryStart(io.ComfyNode):
@@ -107,7 +107,7 @@ class TrajectoryStart(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, trajectory: Any) -> io.NodeOutput:
-        return io.NodeOutput(*start_trajectory(trajectory))
+        return io.NodeOutput(*start_trajectory(trajectory=trajectory))
 
 
 class SaveTrajectory(io.ComfyNode):
@@ -166,5 +166,5 @@ class LoadTrajectory(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, name: str) -> io.NodeOutput:
-        trajectory = trajectory_file.load_trajectory(name)
-        return io.NodeOutput(trajectory, end_latent(trajectory))
+        trajectory = trajectory_file.load_trajectory(name=name)
+        return io.NodeOutput(trajectory, end_latent(trajectory=trajectory))

@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from einops import repeat
 
-from .levels import Level
+from .levels import MOST_STEPS, Level
 from .wording import legible
 
 RULES = ("ditail", "euler")
-MOST_STEPS = 10000
 LONGEST_REPEAT = 16  # times the longer prompt
 
 
@@ -78,12 +78,6 @@ def check_weights(alpha: float, beta: float) -> None:
             raise ValueError(f"{name} expects a number, got {value:g}; set it between -20 and 20.")
 
 
-def repeat_to(x: torch.Tensor, length: int, dim: int) -> torch.Tensor:
-    repeats = [1] * x.ndim
-    repeats[dim] = length // x.shape[dim]
-    return x if repeats[dim] == 1 else x.repeat(repeats)
-
-
 def blend_embeddings(
     positive: torch.Tensor, negative: torch.Tensor | None, alpha: float, beta: float,
 ) -> torch.Tensor:
@@ -112,5 +106,7 @@ def blend_embeddings(
             raise ValueError(
                 f"Blend Prompts expects prompts whose token counts fit into each other, got {lengths[0]} and "
                 f"{lengths[1]}; word both about equally long.")
-        positive, negative = repeat_to(positive, common, 1), repeat_to(negative, common, 1)
+        positive, negative = (
+            repeat(text, "b length c -> b (times length) c", times=common // length)
+            for text, length in zip((positive, negative), lengths))
     return alpha * positive - beta * negative.to(positive)

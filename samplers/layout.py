@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 
 from .levels import SIGMA_TOLERANCE
 from .numbers import parse_numbers
@@ -99,7 +100,7 @@ def make_nu_map(nu: Sequence[float], mask: torch.Tensor | None, ndim: int) -> to
         mask: [B, C, ...] in 0..1 at latent size, or None for everywhere.
         ndim: dimensions of the latent.
     """
-    weights = torch.tensor(list(nu), dtype=torch.float32).reshape(-1, *[1] * (ndim - 1))
+    weights = rearrange(torch.tensor(list(nu), dtype=torch.float32), f"b -> b {'1 ' * (ndim - 1)}")
     if mask is None:
         return weights
     return torch.lerp(torch.ones_like(mask), weights.to(mask).expand_as(mask), mask.clamp(0, 1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+MOST_STEPS = 10000  # that the host's nodes take
 SIGMA_TOLERANCE = 1e-5  # float32 grids meet thresholds computed in float64
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import repeat
 
 from .wording import format_size
 
@@ -49,7 +50,7 @@ def check_image(image: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             "Mixer Image expected pictures of values from 0 to 1, got some that are no numbers (NaN or infinite); look "
             "at the node that made the picture.")
-    return image.expand(*shape[:3], 3) if shape[3] == 1 else image[..., :3]
+    return repeat(image, "b h w 1 -> b h w colours", colours=3) if shape[3] == 1 else image[..., :3]
 
 
 def crop_image(image: torch.Tensor, x: float, y: float, width: float, height: float) -> torch.Tensor:

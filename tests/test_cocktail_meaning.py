@@ -86,7 +86,9 @@ def invert(models: Models, pictures: Tensor, texts: Sequence[str], steps: int = 
 def mix(models: Models, trajectory: Trajectory, texts: Sequence[str], cfg: float, attention: float, features: float,
         ) -> Tensor:
     empty = encode(models, [""])
-    latent = sample_cocktail(models[0], trajectory, empty, encode(models, texts), empty, cfg, attention, features)
+    latent = sample_cocktail(
+        models[0], trajectory, source_conditioning=empty, positive=encode(models, texts), negative=empty, cfg=cfg,
+        attention_until=attention, features_until=features)
     return models[2].decode(latent["samples"])
 
 

@@ -13,12 +13,12 @@ import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
 from mixology.attention_patches.rows import holds_text
 from mixology.host import layout as magicmix
-from mixology.host.cycle import LARGEST_SEED, CycleSampler, make_noise_source
+from mixology.host.cycle import CycleSampler, make_noise_source
 from mixology.host.factors import TokenScale
 from mixology.host.injection import KEY, wrap_calls
 from mixology.host.layout import LayoutMixSampler, Mix, make_layout, mix_latent, record_layout
 from mixology.host.mixer import in_file
-from mixology.host.run import Schedule, draw_noise, output_latent, run_guider
+from mixology.host.run import MOST_SEED, Schedule, draw_noise, output_latent, run_guider
 from mixology.host.spatial import confine
 from mixology.samplers.layout import Window, sample_layout_mix
 from mixology.samplers.mixer import crop_span
@@ -186,7 +186,7 @@ def test_a_run_shows_a_bar_where_the_host_does(model: Any, monkeypatch: pytest.M
     assert given["disable_pbar"] is not shown
 
 
-@pytest.mark.parametrize(("seed", "same"), [(None, 0), (0, 0), (5, 5), (LARGEST_SEED, -1)])
+@pytest.mark.parametrize(("seed", "same"), [(None, 0), (0, 0), (5, 5), (MOST_SEED, -1)])
 def test_steps_draw_the_hosts_noise(seed: int | None, same: int) -> None:
     """No seed counts as 0; the largest one, to which the host would add 1, as the one before 0."""
     x, high, low = torch.zeros(1, 4, 3, 5), torch.tensor(2.0), torch.tensor(1.0)

@@ -157,7 +157,7 @@ THEIRS = ("executor", "super().", "comfy.", "sampler.sample")  # called as the h
 
 @pytest.mark.parametrize("path", python_files(*ROOMS), ids=lambda path: str(path.relative_to(ROOT)))
 def test_long_calls_name_their_arguments(path: Path) -> None:
-    """At most four by position; in a node's `execute` one, so that no two inputs can be exchanged unseen."""
+    """At most four by position; in a node's `execute` none, so that no two inputs can be exchanged unseen."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call) and not ast.unparse(node.func).startswith(THEIRS):
             count = sum(not isinstance(argument, ast.Starred) for argument in node.args)
@@ -165,7 +165,7 @@ def test_long_calls_name_their_arguments(path: Path) -> None:
         if isinstance(node, ast.FunctionDef) and node.name == "execute":
             for call in (call for call in ast.walk(node) if isinstance(call, ast.Call)):
                 if ast.unparse(call.func) != "io.NodeOutput":
-                    assert len(call.args) <= 1, f"{path.name}:{call.lineno} passes a node's inputs by position"
+                    assert not call.args, f"{path.name}:{call.lineno} passes a node's inputs by position"
 
 
 def test_entry_point_is_v3_only() -> None:

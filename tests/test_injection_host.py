@@ -281,13 +281,14 @@ def test_sampler_node_is_its_parts(model: Any) -> None:
     mask[:, :32] = 1
     latent = {**tiny.latent(3, 8, 6), "noise_mask": mask}
     trajectory = invert(model, SOURCE, latent)
-    settings = (model, trajectory, SOURCE, POSITIVE, NEGATIVE, 4.0, 0.5, 0.8)
-    result = sample_cocktail(*settings)
+    settings = {"source_conditioning": SOURCE, "positive": POSITIVE, "negative": NEGATIVE, "cfg": 4.0,
+                "attention_until": 0.5, "features_until": 0.8}
+    result = sample_cocktail(model, trajectory, **settings)
     noise, sigmas, start = start_trajectory(trajectory)
     guider = guide(inject_features(model, trajectory, SOURCE, 0.5, 0.8), POSITIVE, NEGATIVE, 4.0)
     chain = SamplerCustomAdvanced.execute(noise, guider, comfy.samplers.sampler_object("euler"), sigmas, start)
     assert torch.equal(result["samples"], chain.result[0]["samples"])
-    assert torch.equal(sample_cocktail(*settings)["samples"], result["samples"])
+    assert torch.equal(sample_cocktail(model, trajectory, **settings)["samples"], result["samples"])
     torch.testing.assert_close(result["samples"][:, :, 4:], latent["samples"][:, :, 4:], rtol=0, atol=1e-5)
     assert "noise_mask" in result
 

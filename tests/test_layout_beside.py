@@ -54,6 +54,11 @@ def sample_with_a_copied_guider(model: Any, x: torch.Tensor, sigmas: torch.Tenso
     return sample_euler(model, x, sigmas, **rest)
 
 
+def sample_with_a_copied_reader(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **rest: Any) -> torch.Tensor:
+    """A solver that reads through a shallow copy of what it is handed."""
+    return sample_euler(copy.copy(model), x, sigmas, **rest)
+
+
 def sample_with_own_cfg(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **rest: Any) -> torch.Tensor:
     """A solver that sets the guider's CFG."""
     model.inner_model.cfg = 6.0
@@ -133,10 +138,11 @@ def test_samplers_that_return_no_state(model: Any, made: Callable[[torch.Tensor]
         run(model, around(sample_broken, tiny.latent(), nu), tiny.latent(), tiny.sigmas_of(model))
 
 
+@pytest.mark.parametrize("sampler", [sample_with_a_copied_guider, sample_with_a_copied_reader])
 @pytest.mark.parametrize("options", [{}, {"nu": 1.0}, {"variant": "diffusers"}])
-def test_the_guider_can_be_copied(model: Any, options: dict[str, Any]) -> None:
+def test_what_a_sampler_gets_can_be_copied(model: Any, options: dict[str, Any], sampler: Any) -> None:
     latent, sigmas = tiny.latent(), tiny.sigmas_of(model)
-    assert torch.equal(run(model, around(sample_with_a_copied_guider, latent, **options), latent, sigmas),
+    assert torch.equal(run(model, around(sampler, latent, **options), latent, sigmas),
                        run(model, around(sample_euler, latent, **options), latent, sigmas))
 
 

@@ -107,8 +107,8 @@ def test_saved_models_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.Mon
         (folder / f"{i}.safetensors").write_bytes(b"no header" * i)
     (folder / "ours.safetensors").write_bytes(demo.shipped_file("shapes").read_bytes())
     opened: list[Path] = []
-    check = demo.check_layout
-    monkeypatch.setattr(demo, "check_layout", lambda path: opened.append(path) or check(path))
+    check = demo.check_shapes
+    monkeypatch.setattr(demo, "check_shapes", lambda path: opened.append(path) or check(path))
     names = demo.list_names()
     assert names[-1] == "[checkpoints] ours.safetensors" and len(opened) == 21
     assert demo.list_names() == names and len(opened) == 21

@@ -50,7 +50,9 @@ def make_inversion(model: Any) -> torch.Tensor:
 def make_cocktail(model: Any) -> torch.Tensor:
     trajectory = invert_latent(tiny.unet(), POSITIVE, tiny.latent(), 4, "ddim_uniform", "ditail")
     torch.rand(5)
-    return sample_cocktail(model, trajectory, POSITIVE, POSITIVE, NEGATIVE, 3.0, 0.5, 0.8)["samples"]
+    return sample_cocktail(
+        model, trajectory, source_conditioning=POSITIVE, positive=POSITIVE, negative=NEGATIVE, cfg=3.0,
+        attention_until=0.5, features_until=0.8)["samples"]
 
 
 @pytest.mark.parametrize("make", [make_mix, make_recording, make_inversion, make_cocktail])

@@ -114,7 +114,7 @@ def test_every_input_arrives_under_its_name(name: str, pack: dict[str, Any], mon
         answer = outputs[:3]
         monkeypatch.setattr(demo, "load_clip_vision", lambda: outputs[3])
     if name in ("MixologyInvert", "MixologyLoadTrajectory"):
-        monkeypatch.setattr(inversion, "end_latent", {outputs[0]: outputs[1]}.__getitem__)
+        monkeypatch.setattr(inversion, "end_latent", lambda trajectory: {outputs[0]: outputs[1]}[trajectory])
     signature, found = inspect.signature(getattr(place, asked)), {}
 
     def record(*args: Any, **kwargs: Any) -> Any:
