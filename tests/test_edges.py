@@ -20,6 +20,7 @@ from mixology.host.layout import LayoutMixSampler, Mix, make_layout, mix_latent,
 from mixology.host.mixer import in_file
 from mixology.host.run import MOST_SEED, Schedule, draw_noise, output_latent, run_guider
 from mixology.host.spatial import confine
+from mixology.host.trajectory_format import fit_shapes
 from mixology.samplers.layout import Window, sample_layout_mix
 from mixology.samplers.mixer import crop_span
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run, start_index
@@ -214,3 +215,11 @@ def test_a_text_is_known_at_any_strength_where_a_row_begins_with_it(tokens: int,
     context = torch.cat([torch.cat([text * strength, rest], dim=1), torch.cat([rest, text], dim=1)])[:, :tokens]
     assert holds_text(context, text) is held
     assert not holds_text(context.flip(1), text) and not holds_text(context.repeat(1, 1, 2), text)
+
+
+@pytest.mark.parametrize(("shape", "fits"), [((8, 6), True), ((1, 8, 6), True), ((2, 1, 8, 6), True),
+                                             ((2, 1, 1, 8, 6), True), ((6,), False), ((2, 1, 1, 1, 8, 6), False)])
+def test_a_stored_noise_mask_has_the_dimensions_of_one(shape: tuple[int, ...], fits: bool) -> None:
+    picture = (2, 4, 8, 6)
+    shapes = {"sigmas": (3,), "states": (3, *picture), "samples": picture, "end": picture, "noise_mask": shape}
+    assert fit_shapes(shapes, {"levels": [[1.0, 0.0]] * 3, "batch_index": [0, 1]}) is fits
