@@ -22,12 +22,12 @@ def main() -> None:
     import comfy.samplers
     import torch
     from mixology.host import layout as magicmix
-    from mixology.host.run import make_guider, run_guider
+    from mixology.host.run import full_sigmas, make_guider, run_guider
 
     model, encode, side = load_model(arguments)
     positive, negative = encode(CAPTIONS[0]), encode("")
     latent = {"samples": torch.randn(arguments.batch, 4, side, side, generator=torch.Generator().manual_seed(0))}
-    sigmas = magicmix.full_sigmas(model, arguments.sampler, "ddim_uniform", arguments.steps)
+    sigmas = full_sigmas(model, arguments.sampler, "ddim_uniform", arguments.steps)
     window = magicmix.sigma_window(model.model, sigmas, 0.6, 0.3)
     noise = comfy.sample.prepare_noise(latent["samples"], 0)
     bare = comfy.samplers.sampler_object(arguments.sampler)
