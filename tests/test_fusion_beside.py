@@ -4,7 +4,9 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import sys
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import comfy.context_windows
@@ -159,7 +161,16 @@ def test_reference_controlnets(world: dict[str, Any]) -> None:
     assert not hasattr(world["model"].model.diffusion_model, "guest") and guider.run is None
 
 
-def test_as_many_experts_as_python_can_nest(model: Any) -> None:
+@pytest.fixture
+def usual_depth() -> Iterator[None]:
+    """Python's own limit of calls inside calls; compilers raise it for the rest of a process."""
+    raised = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(raised)
+
+
+def test_as_many_experts_as_python_can_nest(model: Any, usual_depth: None) -> None:
     many = [spec(model, cfg=1.0 + place / 100) for place in range(120)]
     latent, sigmas = tiny.latent(1, 4, 4), torch.tensor([2.0, 0.0])
     with pytest.raises(ValueError, match="expects fewer experts, got so many that their runs, one inside the other, e"):
