@@ -10,6 +10,7 @@ from typing import Any
 
 import gui
 import pytest
+from blueprints import BLUEPRINTS
 from environment import PACK
 from gui import Box, Gui
 from titles import ALL, DEMO, DEMOS, template_path, title
@@ -96,6 +97,18 @@ def test_a_template_without_files_runs_at_once(name: str, page: Gui) -> None:
     assert pictures, "no picture was saved"
     assert not page.errors
     assert all(page.page.request.get(address).headers["content-type"] == "image/png" for address in pictures)
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_a_blueprint_is_one_node_that_runs(name: str, page: Gui) -> None:
+    """Found by its name in the search box, put down, wired to a checkpoint: a picture."""
+    page.set("Comfy.VueNodes.Enabled", True)
+    page.page.evaluate("() => window.app.graph.clear()")
+    page.errors.clear()
+    assert page.search(name, add=True)[0] == name
+    page.wire("mixer" if name == "Image Mixer" else "shapes", "a striped red star on a blue background")
+    assert page.run(), "no picture was saved"
+    assert not page.errors
 
 
 def test_every_template_shows_its_picture(page: Gui) -> None:
