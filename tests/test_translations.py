@@ -108,6 +108,11 @@ def headings(text: str) -> list[str]:
     return re.findall(r"^#+(?= )", prose(text), re.MULTILINE)
 
 
+def blocks(text: str) -> list[int]:
+    """Of every block between empty lines, how many bullets it has."""
+    return [len(re.findall(r"^- ", block, re.MULTILINE)) for block in re.split(r"\n{2,}", prose(text).strip())]
+
+
 def tables(text: str) -> list[int]:
     """Cells of every row of a table."""
     return [len(re.split(r"(?<!\\)\|", line)) - 2 for line in prose(text).splitlines() if line.startswith("|")]
@@ -123,7 +128,7 @@ def test_every_help_page_is_translated(pack: dict[str, Any]) -> None:
         page = PAGES / name / "zh.md"
         assert page.exists(), f"{name} has no Chinese help page"
         english, chinese = (path.read_text(encoding="utf-8") for path in (PAGES / f"{name}.md", page))
-        for compare in (headings, tables, targets, code, FENCE.findall):
+        for compare in (headings, blocks, tables, targets, code, FENCE.findall):
             assert compare(chinese) == compare(english), f"{page.relative_to(ROOT)} has other {compare.__name__}"
         missing = [socket.id for socket in node.define_schema().inputs if socket.id not in chinese]
         assert not missing, f"{page.relative_to(ROOT)} does not speak of {missing}"
