@@ -182,6 +182,21 @@ class Gui:
         page.locator("h1, h2, h3").first.wait_for()
         return str(page.inner_text())
 
+    def read_tooltips(self, kind: str) -> list[str]:
+        """What the input sockets of the first node of a class say in Nodes 2.0, those of widgets aside."""
+        self.set("LiteGraph.Node.TooltipDelay", 0)
+        number = self.page.evaluate("kind => window.app.graph.nodes.find(node => node.type === kind).id", kind)
+        sockets = self.page.locator(f"[data-node-id='{number}'] .lg-slot--input:not(.lg-node-widget *)")
+        sockets.first.wait_for()
+        tooltips = []
+        for socket in sockets.all():
+            self.page.mouse.move(2, 2)
+            self.page.locator(".p-tooltip").wait_for(state="detached")
+            socket.hover()
+            self.page.locator(".p-tooltip").first.wait_for()
+            tooltips.append(str(self.page.locator(".p-tooltip").first.inner_text()))
+        return tooltips
+
 
 def start(program: str) -> Iterator[Any]:
     """A running browser."""

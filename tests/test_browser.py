@@ -136,9 +136,16 @@ def test_the_pack_is_chinese_in_chinese(page: Gui, server: Any) -> None:
         page.load(template_path("magicmix_image_text" + DEMO))
         names = page.page.evaluate(
             "() => Object.values(window.LiteGraph.registered_node_types)"
-            ".filter(t => (t.comfyClass ?? '').startsWith('Mixology')).map(t => [t.comfyClass, t.title])")
+            ".filter(t => (t.comfyClass ?? '').startsWith('Mixology'))"
+            ".map(t => [t.comfyClass, t.title, ...t.category.split('/')])")
         assert len(names) >= 24
-        assert not [pair for pair in names if not CHINESE.search(pair[1])]
+        assert not [words for words in names if not all(CHINESE.search(word) for word in words[1:])]
+        page.set("Comfy.VueNodes.Enabled", False)
+        assert "\u4e0e\u5176\u4ed6\u8282\u70b9\u5305\u4e00\u8d77\u4f7f\u7528" in page.read_help(
+            "MixologyLayoutMixKSampler"), "no page beside other packs in Chinese"
+        page.set("Comfy.VueNodes.Enabled", True)
+        tooltips = page.read_tooltips("MixologyLayoutMixKSampler")
+        assert len(tooltips) == 5 and not [text for text in tooltips if not CHINESE.search(text) or "Input:" in text]
     finally:
         page.set("Comfy.Locale", "en")
         page.open(server.address)
