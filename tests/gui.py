@@ -115,7 +115,7 @@ class Gui:
         self.command("Comfy.BrowseTemplates")
         self.page.get_by_role("dialog").get_by_text(pack, exact=True).first.click()
         cards = self.page.locator("[data-testid^='template-workflow-']")
-        self.page.get_by_role("heading", name=pack).wait_for()
+        self.page.locator("[data-testid^='template-workflow-MagicMix']").first.wait_for()
         seen = -1
         while cards.count() != seen or not seen:  # more are drawn as the list is scrolled
             seen = cards.count()
