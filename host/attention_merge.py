@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from comfy.hooks import EnumHookType
-from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
@@ -28,7 +28,9 @@ from .marks import (
     keep_text,
     leave_out,
     mark_conditioning,
+    note_read,
     read_mark,
+    report_unread,
     take_marks,
     watch_regions,
 )
@@ -129,10 +131,7 @@ def check_prompts(conditionings: Mapping[str, Any]) -> None:
 
 def read_merges(model: Patcher) -> Any:
     """A clone of the model that reads merged conditionings."""
-    clone = heed_marks(model, KEY, assign_styles, apply_styles)
-    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, note_picture)
-    return clone
+    return heed_marks(model, KEY, run=note_picture, assign=assign_styles, apply=apply_styles)
 
 
 def couples_prompts(options: Mapping[str, Any]) -> bool:
@@ -143,9 +142,13 @@ def couples_prompts(options: Mapping[str, Any]) -> bool:
 
 
 def note_picture(executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Around a run: notes the size of what is sampled, since other nodes may hand the model parts of it."""
+    """Around a run: notes the size of what is sampled, since other nodes may hand the model parts of it.
+
+    As well reports merges that nothing read.
+    """
     executor.class_obj.model_options["transformer_options"][PICTURE] = tuple(latent_image.shape[-2:])
-    return executor(noise, latent_image, *args, **kwargs)
+    proceed = partial(executor, noise, latent_image, *args, **kwargs)
+    return report_unread(proceed, executor.class_obj, KEY, Merge.node)
 
 
 def assign_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
@@ -162,6 +165,9 @@ def assign_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x:
     picture = model_options["transformer_options"].get(PICTURE, seen)
     if seen[0] < picture[0] or seen[1] < picture[1]:
         check_part(seen, picture, None, Merge.node)
+    note_read(model_options, KEY)
+    if any(scale is not None for one in found for scale in one.mark.scales):
+        note_read(model_options, SCALE_KEY)
     images = find_images(x, model_options)
     rows = {one.row: one.mark.read_at(
         one, seen, images, model_sampling=model.model_sampling, timestep=timestep) for one in found}

@@ -110,6 +110,7 @@ class SaliencyGuider(ExpertGuider):
         for expert in experts[1:]:
             shares_model = any(expert.model is other.source for other in self.experts)
             self.others.append(ExpertGuider(expert, shares_model))
+        self.shares_model = any(other.source is self.source for other in self.others)
         self.run: Run | None = None
         self.winners: torch.Tensor | None = None  # of the last run, [steps, B, ..., H, W] in bytes
         self.maps = RunMaps()
