@@ -180,3 +180,10 @@ def test_noise_on_noise_is_told_of_on_the_sampler(server: Any, case: str) -> Non
 @pytest.mark.parametrize("case", FINE)
 def test_an_end_state_without_added_noise_is_fine(server: Any, case: str) -> None:
     assert not run(server, {**INVERTED, **FINE[case]})
+
+
+def test_the_page_gets_the_script_that_clears_them(server: Any) -> None:
+    from environment import PACK
+
+    script = f"/extensions/{PACK}/notices.js"
+    assert script in server.get_json("/extensions") and SIGN.encode("unicode_escape") in server.get(script)
