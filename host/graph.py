@@ -45,6 +45,12 @@ def readers(graph: Graph, link: Link) -> list[tuple[str, str]]:
     return [(node, name) for node in graph for name, source in links_of(graph, node).items() if source == link]
 
 
+def is_unread(output: int) -> bool:
+    """Whether nothing in the prompt that runs reads an output of the node that is asked."""
+    graph, node = running_graph()
+    return node in graph and not readers(graph, (node, output))
+
+
 def outputs_of(graph: Graph, node: str) -> list[tuple[str, str]]:
     """Type and name of each output of a node; none of one that the host does not know."""
     import nodes  # the host's, not the room of that name

@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention_patches.rows import check_rows, make_region_watch
+from .graph import is_unread
 from .networks import run_uncompiled
 from .notices import show_notice
 from .protocols import Patcher
@@ -265,6 +266,14 @@ def report_unread(proceed: Callable[[], Any], guider: Any, key: str, node: str) 
             f"connect that to the sampler or guider (Conditioning Concat and Average keep it as conditioning_to only), "
             f"or take the model from before {node}.")
     return result
+
+
+def warn_of_unwired(node: str) -> None:
+    """Shows a notice on the node that runs where its MODEL output is connected to nothing."""
+    if is_unread(output=0):
+        show_notice(
+            f"The MODEL output of {node} is connected to nothing, so that its prompt cannot act; connect it to the "
+            f"sampler or guider that reads the prompt.")
 
 
 def note_read(model_options: dict[str, Any], key: str) -> None:

@@ -75,6 +75,18 @@ def test_a_patched_model_without_its_prompt_is_told_of_on_the_sampler(server: An
 
 
 @pytest.mark.parametrize("name", MARKS)
+def test_a_model_that_nothing_reads_is_told_of_on_its_node(server: Any, name: str) -> None:
+    """Also where the prompt's mark is lost, so that no model meets it, and though the node ran well before."""
+    graph = {**MARKS[name], "joined": node(
+        "ConditioningConcat", conditioning_to=["plain", 0], conditioning_from=["ours", 1])}
+    wired, unwired = (sampler(model=[place, 0], positive=["joined", 0], seed=4) for place in ("ours", "demo"))
+    assert list(run(server, {**graph, "sampled": wired})) == ["sampled"]
+    assert run(server, {**graph, "sampled": unwired}) == {"ours": (
+        f"The MODEL output of {name} is connected to nothing, so that its prompt cannot act; connect it to the sampler "
+        f"or guider that reads the prompt.")}
+
+
+@pytest.mark.parametrize("name", MARKS)
 def test_a_patched_model_with_its_prompt_is_not(server: Any, name: str) -> None:
     both = sampler(model=["ours", 0], positive=["ours", 1], seed=2)
     assert not run(server, {**MARKS[name], "sampled": both})
