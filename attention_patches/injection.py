@@ -41,11 +41,13 @@ class Part:
     Attributes:
         picture, area: see `LayerMasks.weights`.
         images: rows; None if that is not known.
+        cell: see `format_picture`, for messages.
     """
 
     picture: tuple[int, int]
     area: tuple[int, ...] | None
     images: int | None
+    cell: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Chunk:
     Attributes:
         reading: of the source, on the same part of the picture.
         mask: injected inside it only; None for everywhere.
-        picture, area, images: see `Part`.
+        picture, area, images, cell: see `Part`.
     """
 
     reading: SourceTensors
@@ -63,6 +65,7 @@ class Chunk:
     picture: tuple[int, int]
     area: tuple[int, ...] | None
     images: int | None = None
+    cell: int | None = None
 
 
 def check_call(shape: Sequence[int], parts: Sequence[Part | Chunk | None]) -> None:
@@ -74,7 +77,7 @@ def check_call(shape: Sequence[int], parts: Sequence[Part | Chunk | None]) -> No
     for part in parts:
         if part is not None and part.images is not None:
             check_rows(shape[0], len(parts), part.images, NODE)
-            check_part((shape[-2], shape[-1]), part.picture, part.area, NODE)
+            check_part((shape[-2], shape[-1]), part.picture, part.area, node=NODE, cell=part.cell)
 
 
 def keep(readings: Sequence[SourceTensors], point: Point, *tensors: Tensor) -> None:

@@ -8,6 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..samplers.wording import format_picture
+
 Attention = Callable[..., Tensor]
 SAME = 0.9999  # cosine between a text and itself in half precision; other prompts stay below
 
@@ -40,18 +42,20 @@ def split_evenly(rows: int, parts: int, node: str) -> int:
     return rows // parts
 
 
-def check_part(seen: tuple[int, int], picture: tuple[int, int], area: tuple[int, ...] | None, node: str) -> None:
+def check_part(seen: tuple[int, int], picture: tuple[int, int], area: tuple[int, ...] | None, node: str,
+               cell: int | None = None) -> None:
     """Raises ValueError unless a call sees the whole picture, or the area of its conditioning.
 
     Args:
         seen: height and width of the call's latent; picture: those of the whole one.
-        area: height, width, y and x of the conditioning's area, or None.
+        area: height, width, y and x of the conditioning's area, or None; cell: see `format_picture`, for the message.
     """
     expected = picture if area is None else (min(area[0], picture[0] - area[2]), min(area[1], picture[1] - area[3]))
     if tuple(seen) != tuple(expected):
+        wanted, got = (format_picture((1, 1, *sides), cell) for sides in (expected, seen))
         raise ValueError(
-            f"{node} expected the model to see {expected[1]} x {expected[0]} latent pixels at once, got {seen[1]} x "
-            f"{seen[0]}; remove the node that hands the model parts of the picture (tiles, windows).")
+            f"{node} expected the model to see {wanted} at once, got {got}; remove the node that hands the model parts "
+            f"of the picture (tiles, windows).")
 
 
 def token_axis(kwargs: dict[str, Any]) -> int:

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from comfy.hooks import EnumHookType
-from comfy.patcher_extension import WrappersMP
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
 
@@ -28,12 +28,16 @@ from .marks import (
     keep_text,
     leave_out,
     mark_conditioning,
+    note_read,
     read_mark,
+    report_unread,
     take_marks,
+    warn_of_unwired,
     watch_regions,
 )
 from .networks import OVERRIDE, family_name
 from .protocols import Patcher
+from .run import find_cell
 
 KEY = "mixology_attention_merge"
 PICTURE = "mixology_picture"  # height and width of the latent that a run samples
@@ -96,6 +100,7 @@ def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[st
     texts, scales = zip(*((text, read_mark(options, SCALE_KEY)) for text, options in styles))
     merge = Merge(texts, scales, StyleMasks(masks[[True, *painted[1:]]].cpu()))
     keep_text(model, KEY, merge, first[0])
+    warn_of_unwired(merge.node)
     return model, mark_conditioning([first], KEY, merge)
 
 
@@ -129,10 +134,7 @@ def check_prompts(conditionings: Mapping[str, Any]) -> None:
 
 def read_merges(model: Patcher) -> Any:
     """A clone of the model that reads merged conditionings."""
-    clone = heed_marks(model, KEY, assign_styles, apply_styles)
-    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, note_picture)
-    return clone
+    return heed_marks(model, KEY, run=note_picture, assign=assign_styles, apply=apply_styles)
 
 
 def couples_prompts(options: Mapping[str, Any]) -> bool:
@@ -143,9 +145,13 @@ def couples_prompts(options: Mapping[str, Any]) -> bool:
 
 
 def note_picture(executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Around a run: notes the size of what is sampled, since other nodes may hand the model parts of it."""
+    """Around a run: notes the size of what is sampled, since other nodes may hand the model parts of it.
+
+    As well reports merges that nothing read.
+    """
     executor.class_obj.model_options["transformer_options"][PICTURE] = tuple(latent_image.shape[-2:])
-    return executor(noise, latent_image, *args, **kwargs)
+    proceed = partial(executor, noise, latent_image, *args, **kwargs)
+    return report_unread(proceed, executor.class_obj, KEY, Merge.node)
 
 
 def assign_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
@@ -161,7 +167,10 @@ def assign_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x:
     seen = (x.shape[-2], x.shape[-1])
     picture = model_options["transformer_options"].get(PICTURE, seen)
     if seen[0] < picture[0] or seen[1] < picture[1]:
-        check_part(seen, picture, None, Merge.node)
+        check_part(seen, picture, None, node=Merge.node, cell=find_cell(model))
+    note_read(model_options, KEY)
+    if any(scale is not None for one in found for scale in one.mark.scales):
+        note_read(model_options, SCALE_KEY)
     images = find_images(x, model_options)
     rows = {one.row: one.mark.read_at(
         one, seen, images, model_sampling=model.model_sampling, timestep=timestep) for one in found}
@@ -200,7 +209,7 @@ def merge_attention(model: Any, options: dict[str, Any], found: Sequence[StyleTe
     patches = options.get("patches", {})
     # after those of other nodes, which may change the rows' own text
     listed = patches.get("attn2_patch", [])
-    merges = place_styles(found, x, model.get_dtype_inference())
+    merges = place_styles(found, x, model.get_dtype_inference(), find_cell(model))
     merged = MergedAttention(merges, len(x), options.get(OVERRIDE), edits=listed, given=tokens)
     own = {"attn2_patch": [*listed, merged.join_texts]}
     if "attn1" in slots:
@@ -208,15 +217,17 @@ def merge_attention(model: Any, options: dict[str, Any], found: Sequence[StyleTe
     return {**options, "patches": {**patches, **own}, OVERRIDE: merged.attend_each}
 
 
-def place_styles(found: Sequence[StyleTexts | None], x: Tensor, dtype: torch.dtype) -> list[tuple[slice, StyleTexts]]:
+def place_styles(found: Sequence[StyleTexts | None], x: Tensor, dtype: torch.dtype, cell: int | None,
+                 ) -> list[tuple[slice, StyleTexts]]:
     """The rows of a call with styles, and the styles on its device.
 
     Args:
-        found: of each chunk of the call, in order; x: its latent, [rows, channels, height, width].
+        found: of each chunk of the call, in order; x: its latent, [rows, channels, height, width]; cell: see
+            `find_cell`.
     """
     share, merges = len(x) // len(found), []
     for index, styles in enumerate(found):
         if styles is not None:
-            check_part((x.shape[-2], x.shape[-1]), styles.picture, styles.area, Merge.node)
+            check_part((x.shape[-2], x.shape[-1]), styles.picture, styles.area, node=Merge.node, cell=cell)
             merges.append((slice(index * share, (index + 1) * share), styles.to(x.device, dtype)))
     return merges

@@ -32,6 +32,7 @@ MODEL, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_m
 VISION = ("vision_model.", "visual_projection.")
 PROJECTION = "transformer.text_projection.weight"  # unused by SD1.x, and left out by the host's savers
 CLIP_PROJECTION = "text_projection.weight"  # the same in the file of the demo CLIP, beside its vision tower
+ON_EMBEDDINGS = ("mixer",)  # the shipped checkpoints that were not trained on prompts
 SAVE_FOLDERS = ("checkpoints", "diffusion_models")  # where the host's savers write and its loaders look
 LARGEST_FILE = 1 << 28  # bytes; a saved demo checkpoint has about 60 MB, so a larger file is never opened
 
@@ -48,6 +49,19 @@ def read_config() -> dict[str, Any]:
 def shipped_file(name: str) -> Path:
     """A file of the pack: `vae`, `text`, `clip` or the name of a shipped checkpoint."""
     return DEMO / f"{name}.safetensors"
+
+
+def reads_prompts(name: object) -> bool:
+    """Whether a name is that of a shipped checkpoint which was trained on prompts."""
+    return name in read_config()["checkpoints"] and name not in ON_EMBEDDINGS
+
+
+def shipped_name(model: Any) -> str | None:
+    """The shipped checkpoint that a MODEL was loaded from; None of another."""
+    loader, arguments = (model.cached_patcher_init or (None, ()))[:2]
+    if loader is not load_model or not arguments or Path(arguments[0]).parent != DEMO:
+        return None
+    return Path(arguments[0]).stem
 
 
 def read_shapes(path: Path) -> Shapes:

@@ -210,6 +210,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
 
     def __init__(self, expert: Expert, shares_model: bool = False):
         self.source = expert.model
+        self.shares_model = shares_model  # what a patch of it waits for may be in another's prompts
         self.has_hooks = any(comfy.sampler_helpers.cond_has_hooks(c) for c in (expert.positive, expert.negative))
         delegated = self.has_hooks and self.source.is_dynamic()  # then the host swaps in an object of this guider's
         alone = not shares_model and not self.has_hooks  # a run registers hooks on the object

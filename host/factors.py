@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,18 @@ from torch import Tensor
 from ..attention_patches.values import extend_factors, join_factors, make_joint_override, make_value_patch
 from .families.joint import is_joint, pads_in_front
 from .families.unet import is_unet, reads_text_twice
-from .marks import Call, call_with, find_images, find_rows, heed_marks, leave_out, take_marks, watch_regions
+from .marks import (
+    Call,
+    call_with,
+    find_images,
+    find_rows,
+    heed_marks,
+    leave_out,
+    note_read,
+    report_unread,
+    take_marks,
+    watch_regions,
+)
 from .networks import OVERRIDE, family_name, find_network
 from .protocols import Patcher
 
@@ -75,7 +87,12 @@ def patch_model(model: Patcher) -> Any:
         raise ValueError(
             f"Token Attention Scale expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got "
             f"{family_name(model.model)}; its attention gives no place to scale text tokens.")
-    return heed_marks(model, SCALE_KEY, assign_factors, apply_factors)
+    return heed_marks(model, SCALE_KEY, run=report_unread_scales, assign=assign_factors, apply=apply_factors)
+
+
+def report_unread_scales(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around a run: see `report_unread`."""
+    return report_unread(partial(executor, *args, **kwargs), executor.class_obj, SCALE_KEY, TokenScale.node)
 
 
 def assign_factors(executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, timestep: Tensor,
@@ -84,6 +101,7 @@ def assign_factors(executor: Callable[..., Any], model: Any, conds: list[Any], x
     conds, found = take_marks(conds, SCALE_KEY)
     if not found:
         return executor(model, conds, x, timestep, model_options)
+    note_read(model_options, SCALE_KEY)
     images = find_images(x, model_options)
     rows = {}
     for one in found:

@@ -18,12 +18,13 @@ from ..samplers.fusion import (
     pick_winners,
     split_winners,
 )
-from ..samplers.wording import format_size, legible
+from ..samplers.wording import format_picture, legible
 from .conds import check_sigmas, is_active, wants_pairs
 from .experts import Expert, ExpertGuider, is_same_prompt, may_share
 from .maps import RunMaps
 from .own_copies import Copies, check_shared
 from .protocols import Guider, Sampler
+from .run import find_cell
 
 NODE = "The Saliency Fusion Guider"
 UNCONDS = ("own", "first")
@@ -110,6 +111,7 @@ class SaliencyGuider(ExpertGuider):
         for expert in experts[1:]:
             shares_model = any(expert.model is other.source for other in self.experts)
             self.others.append(ExpertGuider(expert, shares_model))
+        self.shares_model = any(other.source is self.source for other in self.others)
         self.run: Run | None = None
         self.winners: torch.Tensor | None = None  # of the last run, [steps, B, ..., H, W] in bytes
         self.maps = RunMaps()
@@ -380,8 +382,10 @@ def explain_missing(guider: SaliencyGuider, samples: torch.Tensor) -> str:
                 "that it sampled, and run the sampling node again (for instance with another seed).")
     found, wanted = tuple(guider.maps.runs[-1].winners.shape[1:]), (len(samples), *samples.shape[2:])
     if found != wanted:
-        return (f"Saliency Maps expects the latent of the guider's last run, with the shape {format_size(found)}, got "
-                f"{format_size(wanted)}; connect that latent, and use one guider for each sampling node.")
+        cell = find_cell(guider.model_patcher.model)
+        sizes = [f"{count} image(s) of {format_picture((1, 1, *sides), cell)}" for count, *sides in (found, wanted)]
+        return (f"Saliency Maps expects the latent of the guider's last run, with {sizes[0]}, got {sizes[1]}; connect "
+                f"that latent, and use one guider for each sampling node.")
     return ("Saliency Maps expects a latent as it came out of the sampling node, got one that none of the "
             f"{len(guider.maps.runs)} run(s) that the guider remembers has made; connect an output of that node "
             "directly, or run it again (for instance with another seed).")

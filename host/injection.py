@@ -24,7 +24,7 @@ from .injection_run import RUN, Run, find_run, note_run
 from .marks import Row, call_below, is_marked
 from .networks import family_name, find_network, run_uncompiled
 from .protocols import Patcher
-from .run import Latent, make_guider, output_latent, run_guider
+from .run import Latent, find_cell, make_guider, output_latent, run_guider
 from .trajectory import Trajectory, start_trajectory
 
 KEY = "mixology_injection"
@@ -68,24 +68,25 @@ class Injection:
             ValueError: for a state that the trajectory does not hold, a call that sees a part of the picture, masks
                 that do not fit the images, or if another node kept the model from reading.
         """
-        self.check_call(x, run)
+        cell = find_cell(model)
+        self.check_call(x, run, cell)
         time = timestep.new_tensor([sigma], device="cpu")
         picture = x.shape[-2], x.shape[-1]
         areas = {(index, cond["uuid"]): cond.get("area") and tuple(cond["area"])
                  for index, group in enumerate(conds) for cond in group or [] if is_active([cond], time)}
         if not areas:
             return {}
-        parts = {area: Part(picture, flat_area(area, picture), len(x)) for area in areas.values()}
+        parts = {area: Part(picture, flat_area(area, picture), len(x), cell) for area in areas.values()}
         readings = self.read(model, conds, x, timestep, sigma=sigma, points=points, parts=parts,
                              model_options=model_options, run=run)
-        return {row: Chunk(readings[area], self.region, picture, parts[area].area, images=len(x))
+        return {row: Chunk(readings[area], self.region, picture, parts[area].area, images=len(x), cell=cell)
                 for row, area in areas.items()}
 
-    def check_call(self, x: Tensor, run: Run) -> None:
+    def check_call(self, x: Tensor, run: Run, cell: int | None) -> None:
         """Raises ValueError unless a call is of the whole picture, all its frames and all images."""
         if run.picture is not None:
             whole = run.picture.shape
-            check_part((x.shape[-2], x.shape[-1]), (whole[-2], whole[-1]), None, NODE)
+            check_part((x.shape[-2], x.shape[-1]), (whole[-2], whole[-1]), None, node=NODE, cell=cell)
             each = self.trajectory.states.shape[1] > 1 or (self.region is not None and len(self.region.mask) > 1)
             if x.shape[2:-2] != whole[2:-2] or (each and len(x) != whole[0]):
                 raise ValueError(

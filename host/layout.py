@@ -44,6 +44,7 @@ from .run import (
     check_samples,
     check_seed,
     draw_noise,
+    find_cell,
     make_guider,
     output_latent,
     pack,
@@ -148,12 +149,18 @@ class LayoutMixSampler(WrappedSampler):
                 mask = rearrange(mask, "b h w -> b 1 1 h w")  # the host would take a batch for frames
         return comfy.sampler_helpers.prepare_mask(mask, like.shape, like.device).to(like)
 
-    def plan(self, sampling: Any, sigmas: torch.Tensor, like: torch.Tensor) -> tuple[Window, torch.Tensor]:
+    def plan(
+        self, sampling: Any, sigmas: torch.Tensor, like: torch.Tensor, cell: int | None,
+    ) -> tuple[Window, torch.Tensor]:
         """The window and the content weights of a run on latents like these; everything is checked before it starts.
+
+        Args:
+            cell: see `find_cell`.
 
         Raises:
             ValueError: if the schedule, the window, the layout, nu_per_image or the mask do not fit.
         """
+        self.layout.check_kind(sampling)  # the schedule is to blame for what differs between two kinds otherwise
         grid, levels = sigmas.tolist(), window_levels(sampling, self.mix.k_max, self.mix.k_min)
         check_falling(grid, "The Layout Mix Sampler")
         nu, window = self.nu_map(like), find_window(grid, *levels)
@@ -163,7 +170,7 @@ class LayoutMixSampler(WrappedSampler):
             check_steps(grid, window, levels, (self.mix.k_max, self.mix.k_min))
         unread = not mixes or self.mix.variant == "diffusers" or grid[window.stop] == 0
         ends = window.stop if unread else window.stop + 1
-        self.layout.check(sampling, like, grid[window.start:max(ends, window.start + 1)])
+        self.layout.check(sampling, like, grid[window.start:max(ends, window.start + 1)], cell)
         return window, nu
 
     def sample(
@@ -173,7 +180,7 @@ class LayoutMixSampler(WrappedSampler):
         latent_image = torch.zeros_like(noise) if latent_image is None else latent_image
         check_fill(denoise_mask)
         model = model_wrap.inner_model
-        window, nu = self.plan(model.model_sampling, sigmas, noise)
+        window, nu = self.plan(model.model_sampling, sigmas, noise, find_cell(model))
         layout = self.layout.bind(model, sigmas, noise)
         last = len(sigmas) - 1
         if window.start == last:
@@ -354,7 +361,8 @@ def mix_latent(
     check_format(model, samples, "The layout")
     latent = output_latent(layout.latent, repeat_layout(samples, len(sampler.nu_values)))
     sigmas = schedule.sigmas(model)
-    sampler.plan(model.get_model_object("model_sampling"), sigmas, pack(latent["samples"]))
+    sampling = model.get_model_object("model_sampling")
+    sampler.plan(sampling, sigmas, pack(latent["samples"]), find_cell(model.model))
     guider = make_guider(model, positive, negative, schedule.cfg)
     # the sampler starts at the layout, whatever this noise is
     noise = draw_noise({"samples": latent["samples"]}, schedule.seed)

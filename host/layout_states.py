@@ -11,7 +11,8 @@ import torch
 from einops import rearrange, repeat
 
 from ..samplers.trajectory import find_span
-from .run import Latent, check_samples, describe_size, draw_noise, pack
+from ..samplers.wording import format_picture
+from .run import Latent, check_samples, draw_noise, find_cell, pack
 from .segments import SEED_STRIDE
 
 SAME_SIGMA = 1e-4  # relative
@@ -20,11 +21,12 @@ PROBE = 0.5  # a sigma at which flow models differ from all others
 
 @dataclass(frozen=True)
 class ModelKind:
-    """How a model mixes picture and noise: what people call it, and its signal and noise at one sigma."""
+    """How a model mixes picture and noise: what people call it, its signal and noise at a sigma, its sigma halfway."""
 
     name: str
     signal: float
     noise: float
+    halfway: float
 
     def mixes_as(self, other: ModelKind) -> bool:
         return math.isclose(self.signal, other.signal, rel_tol=1e-5, abs_tol=1e-6) and math.isclose(
@@ -38,7 +40,7 @@ def read_kind(sampling: Any) -> ModelKind:
              (comfy.model_sampling.EPS, "an eps model"))
     name = next((name for kind, name in names if isinstance(sampling, kind)), type(sampling).__name__)
     return ModelKind(name, float(sampling.noise_scaling(sigma, none, unit)),
-                     float(sampling.noise_scaling(sigma, unit, none)))
+                     float(sampling.noise_scaling(sigma, unit, none)), float(sampling.percent_to_sigma(0.5)))
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,21 @@ class NoisedLayout:
     seed: int
     fresh: bool
 
+    def check_kind(self, sampling: Any) -> None:
+        """Models of any kind can be used: states are made by the model itself."""
+
     def noise(self, index: int) -> torch.Tensor:
         """Noise at a grid index, [B, ...] on the CPU."""
         seed = (self.seed + SEED_STRIDE * (index + 1)) % 2 ** 64 if self.fresh else self.seed
         return pack(draw_noise(self.latent, seed))
 
-    def check(self, sampling: Any, like: torch.Tensor, sigmas: list[float]) -> None:
+    def check(self, sampling: Any, like: torch.Tensor, sigmas: list[float], cell: int | None) -> None:
         """Raises ValueError if the layout does not fit a run on latents like these; it has a state at any sigma."""
-        fit_layout(pack(self.latent["samples"]), like)
+        fit_layout(pack(self.latent["samples"]), like, cell)
 
     def bind(self, model: Any, sigmas: torch.Tensor, like: torch.Tensor) -> BoundLayout:
         """The layout on one run's model, grid, size, batch and device."""
-        picture = fit_layout(pack(self.latent["samples"]), like)
+        picture = fit_layout(pack(self.latent["samples"]), like, find_cell(model))
         picture = model.process_latent_in(picture.to(like))
         shared = None if self.fresh else fit_layout(self.noise(0), like).to(like)
 
@@ -88,6 +93,14 @@ class RecordedLayout:
     noise: torch.Tensor
     states: dict[float, torch.Tensor]
     kind: ModelKind | None = None
+
+    def check_kind(self, sampling: Any) -> None:
+        """Raises ValueError if a model mixes picture and noise otherwise, so that its schedule means other states."""
+        own, its = self.kind, read_kind(sampling)
+        if own is not None and not own.mixes_as(its):
+            raise ValueError(
+                f"This layout was recorded with {own.name}, but this one is {its.name}, whose noised states are "
+                f"others; record it with a model of the same kind, or finish the layout and use Layout Noise.")
 
     def recorded_at(self, level: float) -> torch.Tensor | None:
         """The state at a recorded sigma, or None."""
@@ -115,16 +128,17 @@ class RecordedLayout:
             f"sampler kind, and a window inside the recorded one."
         )
 
-    def check(self, sampling: Any, like: torch.Tensor, sigmas: list[float]) -> None:
+    def check(self, sampling: Any, like: torch.Tensor, sigmas: list[float], cell: int | None) -> None:
         """Raises ValueError if the layout does not fit a run on latents like these that mixes at these sigmas."""
-        fit_layout(self.noise, like)
+        fit_layout(self.noise, like, cell)
         own, its = self.kind, read_kind(sampling)
-        if own is not None and not own.mixes_as(its):
-            raise ValueError(
-                f"This layout was recorded with {own.name}, but this one is {its.name}, whose noised states are "
-                f"others; record it with a model of the same kind, or finish the layout and use Layout Noise.")
         for sigma in sigmas:
             if self.recorded_at(sigma) is None:
+                if own is not None and not is_same_sigma(own.halfway, its.halfway):
+                    raise ValueError(
+                        f"This layout was recorded with a model whose noise is at sigma {own.halfway:.4g} halfway, but "
+                        f"this one's is at {its.halfway:.4g}, so that their steps have other sigmas; use one model for "
+                        f"both nodes, or the same shift and model sampling.")
                 raise self.has_none_at(sigma)
 
     def bind(self, model: Any, sigmas: torch.Tensor, like: torch.Tensor) -> BoundLayout:
@@ -157,8 +171,11 @@ def is_same_sigma(recorded: float, level: float) -> bool:
     return math.isclose(recorded, level, rel_tol=SAME_SIGMA, abs_tol=1e-6)
 
 
-def fit_layout(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def fit_layout(x: torch.Tensor, like: torch.Tensor, cell: int | None = None) -> torch.Tensor:
     """Give a layout tensor the dimensions and batch of the sampler's latent.
+
+    Args:
+        cell: see `find_cell`, for the message.
 
     Raises:
         ValueError: on another latent format, size or batch.
@@ -172,8 +189,9 @@ def fit_layout(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         )
     if x.shape[2:] != like.shape[2:]:
         raise ValueError(
-            f"The layout expects the sampler's latent to have its size {describe_size(x)}, "
-            f"got {describe_size(like)}; connect the latent that the layout was made from, or resize the picture."
+            f"The layout expects the sampler's latent to have its size, {format_picture(x.shape, cell)}, got "
+            f"{format_picture(like.shape, cell)}; connect the latent that the layout was made from, or resize the "
+            f"picture."
         )
     if x.shape[0] not in (1, like.shape[0]):
         raise ValueError(

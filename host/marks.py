@@ -17,12 +17,15 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention_patches.rows import check_rows, make_region_watch
+from .graph import is_unread
 from .networks import run_uncompiled
+from .notices import show_notice
 from .protocols import Patcher
 
 Row = tuple[int, Any]  # index in the guider's list, id
 Conds = list[dict[str, Any]]  # one entry of that list, made ready for sampling
 TEXT = "c_crossattn"  # the host's key for the text that a model reads
+TEXTS, READ = ENDINGS = "_texts", "_read"  # of a node's key in a run's options: what was marked, what was read
 
 
 class ShownIndices(list[int]):
@@ -110,15 +113,18 @@ class Call:
                     f"the node that regroups or replaces prompts while sampling.")
 
 
-def heed_marks(model: Patcher, key: str, assign: Callable[..., Any], apply: Callable[..., Any]) -> Any:
+def heed_marks(model: Patcher, key: str, run: Callable[..., Any], assign: Callable[..., Any],
+               apply: Callable[..., Any]) -> Any:
     """A clone of the model whose calls heed the marks of conditionings; one that does so already stays as it is.
 
     Args:
+        run: around a run, to report marks that nothing read.
         assign: around `calc_cond_batch`, where conditionings are seen, to note what rows they will be.
         apply: around one call of the model, where rows are, to patch attention for this call.
     """
     clone = model.clone()
-    for kind, wrapper in ((WrappersMP.CALC_COND_BATCH, assign), (WrappersMP.APPLY_MODEL, apply)):
+    kinds = (WrappersMP.OUTER_SAMPLE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
+    for kind, wrapper in zip(kinds, (run, assign, apply)):
         clone.remove_wrappers_with_key(kind, key)
         clone.add_wrapper_with_key(kind, key, wrapper)
     return clone
@@ -235,7 +241,44 @@ def find_rows(transformer_options: dict[str, Any], key: str, rows: int, node: st
 
 def leave_out(transformer_options: dict[str, Any], *keys: str) -> dict[str, Any]:
     """The options without what is ours in them: a network that is compiled beside a key asks for it ever after."""
-    return {name: value for name, value in transformer_options.items() if name.removesuffix("_texts") not in keys}
+    ours = {f"{key}{ending}" for key in keys for ending in ("", *ENDINGS)}
+    return {name: value for name, value in transformer_options.items() if name not in ours}
+
+
+# --------------------------------------------------------------------------------------------------- unread marks
+
+def report_unread(proceed: Callable[[], Any], guider: Any, key: str, node: str) -> Any:
+    """Around a run of a patched model: says so where none of its prompts carried a mark, though some were made.
+
+    What reads marks notes it in the run's options (`note_read`): a sampler may bring prompts of its own.
+
+    Args:
+        proceed: runs it; guider: the run's own.
+    """
+    conds, options = getattr(guider, "conds", {}), guider.model_options["transformer_options"]
+    read: set[str] = set()  # the host copies lists and dicts for a run, and shares this
+    options[f"{key}{READ}"] = read
+    marked = any(key in cond.get("model_conds", ()) for group in conds.values() for cond in group or ())
+    result = proceed()
+    if options.get(f"{key}{TEXTS}") and not (marked or key in read or getattr(guider, "shares_model", False)):
+        show_notice(
+            f"{node} did nothing in this run: the model is its MODEL output, but no prompt is its CONDITIONING output; "
+            f"connect that to the sampler or guider (Conditioning Concat and Average keep it as conditioning_to only), "
+            f"or take the model from before {node}.")
+    return result
+
+
+def warn_of_unwired(node: str) -> None:
+    """Shows a notice on the node that runs where its MODEL output is connected to nothing."""
+    if is_unread(output=0):
+        show_notice(
+            f"The MODEL output of {node} is connected to nothing, so that its prompt cannot act; connect it to the "
+            f"sampler or guider that reads the prompt.")
+
+
+def note_read(model_options: dict[str, Any], key: str) -> None:
+    """Notes in a run's options that a mark was read."""
+    model_options.get("transformer_options", {}).get(f"{key}{READ}", set()).add(key)
 
 
 # --------------------------------------------------------------------------------------------------- batches
@@ -257,7 +300,7 @@ def find_images(x: Tensor, model_options: dict[str, Any]) -> tuple[int, list[int
 def keep_text(model: Patcher, key: str, mark: Any, text: Tensor) -> None:
     """Lets a patched model know the text of a mark, to tell where it is read without its mark."""
     options = model.model_options["transformer_options"]
-    options[f"{key}_texts"] = [*options.get(f"{key}_texts", ()), (mark, text)]
+    options[f"{key}{TEXTS}"] = [*options.get(f"{key}{TEXTS}", ()), (mark, text)]
 
 
 def watch_regions(options: dict[str, Any], key: str, rows: int, node: str) -> dict[str, Any]:
@@ -265,7 +308,7 @@ def watch_regions(options: dict[str, Any], key: str, rows: int, node: str) -> di
     patches = options.get("patches", {})
     call: Call | None = options.get(key)
     marked = {id(one.mark) for one in call.found} if call else set()
-    texts = [text for mark, text in options.get(f"{key}_texts", ()) if id(mark) not in marked]
+    texts = [text for mark, text in options.get(f"{key}{TEXTS}", ()) if id(mark) not in marked]
     if not texts or not patches.get("attn2_patch"):
         return options
     listed = [*patches["attn2_patch"], make_region_watch(texts, rows, node)]

@@ -1,7 +1,6 @@
 """Image Mixer in the host: projected CLIP embeddings of pictures and texts, and the conditioning they make."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,20 +9,20 @@ import comfy.model_management
 import comfy.sd
 import torch
 from comfy import sd1_clip
-from safetensors import SafetensorError, safe_open
 
 from ..samplers.mixer import Mixer, add_source, check_image, combine_sources, crop_image, is_trained
 from ..samplers.wording import check_text
+from .demo import reads_prompts, shipped_name
 from .families.unet import NETWORK as UNET
+from .mixer_files import PROMPTS, brings_prompts, read_names
+from .mixer_graph import check_graph, describe_demo
 from .networks import is_kind
+from .notices import show_notice
 from .protocols import Patcher
 
 TOWERS = ("clip_l", "clip_h", "clip_g")  # CLIP text encoders of the host's classes; published mixers need the first
 PROJECTIONS = ("text_projection", "text_projection.weight")  # in a text encoder's own file
 LAYERS = {"clip_g": 30, "clip_h": 22, "clip_l": 0}  # that the ones after it lack: how the host tells files
-PROMPT_TOWERS = ("cond_stage_model.transformer.", "cond_stage_model.model.transformer.", "conditioner.embedders.",
-                 "text_encoders.")
-IMAGE_TOWER = "cond_stage_model.model.visual."  # where an SD2.x checkpoint has its text encoder alone
 
 
 def mix_image(clip_vision: Any, image: torch.Tensor, strength: float, box: tuple[float, float, float, float],
@@ -102,19 +101,21 @@ def make_conditioning(mixer: Mixer, mode: str, slots: int, model: Patcher | None
         model: what will sample it, if it shall be checked; it is not changed.
 
     Raises:
-        ValueError: for more sources than slots, and for a model that cannot attend to the embeddings.
+        ValueError: for more sources than slots, for a model that cannot attend to the embeddings or is known not to
+            understand them, and beside a prompt's text as negative.
     """
     context = combine_sources(mixer, mode, slots)
+    check_graph()
     if model is not None:
         check_model(model, context.shape[2])
     return [[context, {}]], [[torch.zeros_like(context), {}]]
 
 
 def check_model(model: Patcher, width: int) -> None:
-    """Warns of a model whose checkpoint was made for prompts.
+    """Shows a notice of a model whose checkpoint seems to be made for prompts.
 
     Raises:
-        ValueError: if the model does not attend to embeddings of this width.
+        ValueError: if the model does not attend to embeddings of this width, or is a demo checkpoint for prompts.
     """
     network = model.model.diffusion_model
     if not is_kind(network, UNET):
@@ -126,13 +127,12 @@ def check_model(model: Patcher, width: int) -> None:
         raise ValueError(
             f"Mixer Conditioning expected embeddings of the model's width, {expected}, got {width}; load the CLIP that "
             f"the model was trained with (ViT-L/14 for the published ones).")
+    name = shipped_name(model)
+    if reads_prompts(name):
+        raise ValueError(describe_demo(str(name)))
     files = files_of(model)
-    names = (read_names(files[0]) if files else None) or set()
-    prompts, pictures = (any(name.startswith(tower) for name in names) for tower in (PROMPT_TOWERS, IMAGE_TOWER))
-    if prompts and not pictures:
-        logging.warning(
-            "Mixer Conditioning: this model's checkpoint brings a text encoder, so it was trained on prompts and will "
-            "not understand image embeddings; load an image-mixer or image-variations checkpoint.")
+    if files and brings_prompts(files[0]):
+        show_notice(PROMPTS)
 
 
 def in_file(clip: Any, tower: str) -> bool | None:
@@ -174,12 +174,3 @@ def files_of(patcher: Patcher) -> list[str]:
     if loader.__module__ != comfy.sd.__name__:
         return []
     return [files] if isinstance(files, str) else list(files)
-
-
-def read_names(path: str) -> set[str] | None:
-    """Names of a safetensors file's tensors; None for an older format, and for a file that has moved since."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return set(file.keys())
-    except (SafetensorError, OSError):
-        return None

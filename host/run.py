@@ -13,7 +13,6 @@ import latent_preview
 import torch
 
 from ..samplers.levels import MOST_STEPS, Level
-from ..samplers.wording import format_size
 from .protocols import Guider, Patcher, Sampler
 
 Latent = dict[str, Any]
@@ -26,9 +25,9 @@ def pack(latent: Any) -> torch.Tensor:
     return comfy.utils.pack_latents(latent.unbind())[0] if getattr(latent, "is_nested", False) else latent
 
 
-def describe_size(x: torch.Tensor) -> str:
-    """Size of a latent [B, C, ..., H, W], its width first."""
-    return format_size(reversed(x.shape[2:]))
+def find_cell(model: Any) -> int | None:
+    """Pixels along each side of a cell of the latents that a BaseModel samples; None where its format states none."""
+    return getattr(getattr(model, "latent_format", None), "spacial_downscale_ratio", None)
 
 
 def check_seed(seed: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 from .factors import SCALE_KEY, TokenScale, patch_model
-from .marks import keep_text, mark_conditioning
+from .marks import keep_text, mark_conditioning, warn_of_unwired
 from .protocols import Patcher
 from .words import parse_scales, place_scales
 
@@ -39,4 +39,5 @@ def scale_tokens(model: Patcher, clip: Any, text: str, scales: str, start_percen
         mark = TokenScale(factors, start_percent, end_percent)
         conditioning = mark_conditioning(conditioning, SCALE_KEY, mark)
         keep_text(model, SCALE_KEY, mark, conditioning[0][0])
+        warn_of_unwired(mark.node)
     return model, conditioning

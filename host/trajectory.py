@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.latent_formats
 import torch
 
 from ..samplers.levels import Level, solve_noise
@@ -16,9 +17,9 @@ from ..samplers.trajectory import (
     find_span,
     is_near,
 )
-from ..samplers.wording import format_size
+from ..samplers.wording import format_picture
 from .protocols import Patcher
-from .run import Latent, describe_size, noise_levels, output_latent
+from .run import Latent, noise_levels, output_latent
 
 
 def format_name(model: Patcher) -> str:
@@ -98,10 +99,11 @@ class Trajectory:
                 f"The trajectory expects latents of {own.shape[1]} channels like its own, got {shape[1]} channels; "
                 f"sample with a model of the same latent format.")
         if own.shape[2:] != shape[2:]:
+            cell = getattr(getattr(comfy.latent_formats, self.latent_format, None), "spacial_downscale_ratio", None)
             raise ValueError(
-                f"The trajectory expects latents of its size {describe_size(own)}, got "
-                f"{format_size(reversed(shape[2:]))}; sample the latent of Start from Trajectory as "
-                f"it is, with nothing between that resizes it, or invert the picture at the new size.")
+                f"The trajectory expects latents of its size, {format_picture(own.shape, cell)}, got "
+                f"{format_picture(shape, cell)}; sample the latent of Start from Trajectory as it is, with nothing "
+                f"between that resizes it, or invert the picture at the new size.")
         if own.shape[0] not in (1, shape[0]):
             raise ValueError(
                 f"The trajectory expects a batch of {own.shape[0]} like its own, got {shape[0]}; sample the latent of "

@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.attention_merge import merge_conditionings
+from ..host.graph import is_unread
 from ..samplers.masks import MAX_MASKS
 from .bounds import within_bounds
 
@@ -40,6 +41,10 @@ class AttentionMerge(io.ComfyNode):
                     display_name="conditioning", tooltip="The merged prompt, for a sampler's or guider's inputs."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> bool:
+        return is_unread(output=0)  # so that it runs again, and says so, when its MODEL is connected or not any more
 
     @classmethod
     @within_bounds

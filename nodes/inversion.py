@@ -7,6 +7,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..host import inversion, trajectory_file
+from ..host.added_noise import warn_of_added_noise
 from ..host.trajectory import end_latent, start_trajectory
 from ..samplers.inversion import RULES
 from .bounds import within_bounds
@@ -74,6 +75,10 @@ class Invert(io.ComfyNode):
                     "The noisy end state. To sample from it use Start from Trajectory.")),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> None:
+        warn_of_added_noise(output=1)  # the host asks here in every run; what it asks for never changes
 
     @classmethod
     @within_bounds
@@ -161,6 +166,7 @@ class LoadTrajectory(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: Any = None) -> str | float:
+        warn_of_added_noise(output=1)
         return trajectory_file.fingerprint(name)
 
     @classmethod

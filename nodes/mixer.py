@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import mixer as image_mixer
+from ..host.mixer_graph import fingerprint_graph
 from ..samplers.mixer import MODES
 from .bounds import within_bounds
 
@@ -118,6 +119,10 @@ class MixerConditioning(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative", tooltip="Zeros of the same shape: nothing."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return fingerprint_graph()
 
     @classmethod
     @within_bounds

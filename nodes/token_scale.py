@@ -5,6 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..host.graph import is_unread
 from ..host.token_scale import scale_tokens
 from .bounds import within_bounds
 
@@ -42,6 +43,10 @@ class TokenScale(io.ComfyNode):
                     "The prompt with its scales, for a sampler's positive or negative input.")),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> bool:
+        return is_unread(output=0)  # so that it runs again, and says so, when its MODEL is connected or not any more
 
     @classmethod
     @within_bounds

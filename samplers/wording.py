@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST = 80  # characters
 
@@ -48,3 +48,17 @@ def check_text(text: object, name: str) -> None:
 def format_size(sides: Iterable[int]) -> str:
     """Sides of something as people write them: 64x48."""
     return "x".join(map(str, sides))
+
+
+def format_picture(shape: Sequence[int], cell: int | None) -> str:
+    """The size of the picture behind a latent as people know it: 512x384 pixels; with its frames, if it has any.
+
+    Args:
+        shape: [B, C, H, W], [B, C, T, H, W] or [B, C, length].
+        cell: pixels along each side of a latent cell; None where that is not known, for a size in cells.
+    """
+    if len(shape) < 4:
+        return f"length {format_size(shape[2:])}"
+    *frames, height, width = shape[2:]
+    size = f"{format_size(side * (cell or 1) for side in (width, height))} {'pixels' if cell else 'latent cells'}"
+    return f"{size} in {format_size(frames)} latent frame(s)" if frames else size

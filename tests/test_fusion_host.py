@@ -345,7 +345,7 @@ def test_maps_of_another_latent(model: Any) -> None:
     guider = fuser([spec(model), spec(model, OTHER)])
     run(guider, tiny.latent(2, 8, 10), tiny.sigmas_of(model, "simple", 2))
     for latent in (tiny.latent(1, 8, 10), tiny.latent(2, 10, 8)):
-        with pytest.raises(ValueError, match="of the guider's last run, with the shape 2x8x10, got .*; connect that"):
+        with pytest.raises(ValueError, match=r"last run, with 2 image\(s\) of 80x64 pixels, got .*; connect that"):
             show_maps(guider, latent)
 
 

@@ -65,7 +65,7 @@ def test_latents_that_no_run_made(model: Any) -> None:
     with pytest.raises(ValueError, match=r"^Saliency Maps expects a latent as it came out of the sampling node, got "
                                          r"one that none of the 2 run\(s\) that the guider remembers has made; conn"):
         show_maps(guider, {"samples": result * 1.5})
-    with pytest.raises(ValueError, match="of the guider's last run, with the shape 1x12x10, got 1x10x12; connect that"):
+    with pytest.raises(ValueError, match=r"with 1 image\(s\) of 80x96 pixels, got 1 image\(s\) of 96x80 pixels; "):
         show_maps(guider, {"samples": result.transpose(2, 3)})
     with pytest.raises(ValueError, match="got one without a finished run"):
         show_maps(fuser([spec(model), spec(model, OTHER)]), {"samples": result})

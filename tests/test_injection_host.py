@@ -320,7 +320,7 @@ def test_sampling_beyond_the_trajectory_or_another_size(model: Any) -> None:
     injecting = inject_features(model, trajectory, SOURCE, 0.5, 0.8)
     for latent, sigmas, words in (
         (tiny.latent(1, 8, 6), tiny.sigmas_of(model, "normal", 4), "The trajectory reaches from sigma 0 to"),
-        (tiny.latent(1, 8, 8), trajectory.sigmas.flip(0), "The trajectory expects latents of its size 6x8, got 8x8"),
+        (tiny.latent(1, 8, 8), trajectory.sigmas.flip(0), "latents of its size, 48x64 pixels, got 64x64 pixels"),
     ):
         with pytest.raises(ValueError, match=words):
             guide(injecting, POSITIVE, NEGATIVE).sample(

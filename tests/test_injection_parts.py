@@ -52,7 +52,7 @@ def with_tiles(model: Any, size: int, together: int) -> Any:
 @pytest.mark.parametrize(("together", "batch", "words"), [
     (2, 1, r"expected a model call of 1 prompt\(s\) x 1 image\(s\), got 2 row\(s\); set a tile batch size of 1"),
     (2, 3, r"expected a model call of 1 prompt\(s\) x 3 image\(s\), got 6 row\(s\); set a tile batch size of 1"),
-    (1, 1, "expected the model to see 6 x 8 latent pixels at once, got 6 x 4; remove the node that hands the model"),
+    (1, 1, "expected the model to see 48x64 pixels at once, got 48x32 pixels; remove the node that hands the model"),
 ])
 @pytest.mark.parametrize("first", [True, False], ids=["tiles first", "tiles last"])
 def test_tiles(model: Any, together: int, batch: int, words: str, first: bool) -> None:
@@ -99,7 +99,7 @@ def test_windows_of_a_guidance_node(model: Any) -> None:
     trajectory = invert(model, SOURCE, tiny.latent(1, 8, 6), 2)
     injecting = inject_features(model, trajectory, SOURCE, 0.5, 0.8)
     injecting.set_model_sampler_post_cfg_function(look_at_windows)
-    with pytest.raises(ValueError, match="to see 6 x 8 latent pixels at once, got 6 x 4; remove the node that hands"):
+    with pytest.raises(ValueError, match="to see 48x64 pixels at once, got 48x32 pixels; remove the node that hands"):
         run(guide(injecting, POSITIVE, NEGATIVE), trajectory)
 
 
@@ -117,7 +117,7 @@ def with_windows(model: Any, dim: int, length: int) -> Any:
 def test_context_windows_of_the_picture(model: Any) -> None:
     trajectory = invert(model, SOURCE, tiny.latent(1, 8, 6), 2)
     injecting = with_windows(inject_features(model, trajectory, SOURCE, 0.5, 0.8), 2, 4)
-    with pytest.raises(ValueError, match="to see 6 x 8 latent pixels at once, got 6 x .; remove the node that hands"):
+    with pytest.raises(ValueError, match="to see 48x64 pixels at once, got 48x.. pixels; remove the node that hands"):
         run(guide(injecting, POSITIVE, NEGATIVE), trajectory)
 
 

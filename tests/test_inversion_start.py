@@ -71,7 +71,7 @@ def test_one_picture_for_a_batch_and_no_other_picture(model: Any, found: Traject
     assert float(noise.generate_noise(latent).abs().max()) > 0
     with pytest.raises(ValueError, match="the trajectory's own picture as latent_image, got another latent; connect"):
         noise.generate_noise({"samples": torch.zeros_like(latent["samples"])})
-    with pytest.raises(ValueError, match="expects latents of its size 10x7, got 8x8; sample the latent of Start fr"):
+    with pytest.raises(ValueError, match="of its size, 80x56 pixels, got 64x64 pixels; sample the latent of Start"):
         noise.generate_noise(tiny.latent())
 
 
@@ -97,7 +97,7 @@ def test_states_take_the_form_of_what_they_go_beside(found: Trajectory) -> None:
 
 
 @pytest.mark.parametrize(("shape", "words"), [
-    ((1, 4, 8, 8), "expects latents of its size 10x7, got 8x8; sample the latent of Start from Trajectory as it is, w"),
+    ((1, 4, 8, 8), "its size, 80x56 pixels, got 64x64 pixels; sample the latent of Start from Trajectory as it is"),
     ((1, 16, 7, 10), "expects latents of 4 channels like its own, got 16 channels; sample with a model of the same"),
     ((1, 4, 1, 7, 10), "expects latents of 4 channels like its own"),
 ])

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from comfy.k_diffusion.sampling import sample_euler
-from mixology.host.layout import LayoutMixSampler, Mix, make_layout, record_layout, sigma_window
+from mixology.host.layout import LayoutMixSampler, Mix, make_layout, mix_latent, record_layout, sigma_window
 from mixology.host.run import Schedule
 from mixology.samplers.layout import mix_states
 from rig import NEGATIVE, POSITIVE, SEED, mixer, run
@@ -293,6 +293,31 @@ def test_a_layout_recorded_with_another_kind_of_model(models: dict[str, Any], re
     sampler = LayoutMixSampler(comfy.samplers.sampler_object("euler"), layout, Mix(0.5, 0.6, 0.3))
     with pytest.raises(ValueError, match=text):
         run(models[reader], sampler, empty, tiny.sigmas_of(models[reader], "normal", 8))
+
+
+@pytest.mark.parametrize(("recorder", "reader"), [("eps", "flow"), ("flow", "eps")])
+@pytest.mark.parametrize(("steps", "scheduler"), [(8, "ddim_uniform"), (2, "normal"), (40, "linear_quadratic")])
+def test_the_kind_is_named_before_steps_and_scheduler(models: dict[str, Any], recorder: str, reader: str, steps: int,
+                                                      scheduler: str) -> None:
+    """Whatever the other kind's schedule looks like, a window without a step for instance, is no fault of it."""
+    empty = {"samples": torch.zeros(1, 4, 8, 8)}
+    layout, _ = record_layout(
+        models[recorder], POSITIVE, NEGATIVE, empty, schedule=Schedule(SEED, 8, 3.0, "euler", "normal"), k_max=0.6,
+        k_min=0.3, finish=False)
+    with pytest.raises(ValueError, match=f"recorded with an? {recorder} model, but this one is an? {reader} model, "):
+        mix_latent(models[reader], POSITIVE, NEGATIVE, layout, schedule=Schedule(SEED, steps, 3.0, "euler", scheduler),
+                   mix=Mix(0.5, 0.6, 0.55))
+
+
+def test_another_shift_is_named(models: dict[str, Any]) -> None:
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    empty, schedule = {"samples": torch.zeros(1, 4, 8, 8)}, Schedule(SEED, 8, 3.0, "euler", "normal")
+    layout, _ = record_layout(
+        models["flow"], POSITIVE, NEGATIVE, empty, schedule=schedule, k_max=0.6, k_min=0.3, finish=False)
+    other = ModelSamplingSD3().patch(models["flow"], 1.0)[0]
+    with pytest.raises(ValueError, match="noise is at sigma 0.75 halfway, but this one's is at 0.5, .* the same shift"):
+        mix_latent(other, POSITIVE, NEGATIVE, layout, schedule=schedule, mix=Mix(0.5, 0.6, 0.3))
 
 
 def test_eps_and_v_models_share_their_states(models: dict[str, Any]) -> None:

@@ -266,7 +266,7 @@ def test_options_of_the_wrapped_sampler_stay_visible() -> None:
 
 
 @pytest.mark.parametrize(("layout", "sampler_latent", "text"), [
-    (tiny.latent(1, 8, 8), tiny.latent(1, 8, 10), r"its size 8x8, got 10x8; connect the latent"),
+    (tiny.latent(1, 8, 8), tiny.latent(1, 8, 10), r"its size, 64x64 pixels, got 80x64 pixels; connect the"),
     (tiny.latent(1, 8, 8, channels=16), tiny.latent(), r"format with 4 channels, got 16 channels in 2 dimensions; enc"),
     (tiny.latent(2), tiny.latent(3), r"a batch of 2 like its own, got 3 image\(s\); use one layout picture"),
 ])

@@ -179,7 +179,7 @@ def test_tiles_together_are_refused(model: Any, technique: str, batch: int) -> N
         run(tile(patched, 2), positive, batch=batch)
 
 
-PARTS = "^Cross-Attention Merge expected the model to see 6 x 8 latent pixels at once, got 6 x 5; remove the node that"
+PARTS = "^Cross-Attention Merge expected the model to see 48x64 pixels at once, got 48x40 pixels; remove the node that"
 
 
 def test_tiles_are_refused_by_the_merge(model: Any) -> None:
@@ -252,7 +252,7 @@ def test_context_windows_and_the_merge(model: Any) -> None:
         singles = [run(*merge(model, MASKS, TEXT, own[i]), batch=5, steps=1)[i:i + 1] for i in range(5)]
         close(ours, torch.cat(singles))  # images do not see one another here
     patched, positive = mark("merge", in_windows(model, 2))
-    with pytest.raises(ValueError, match="^Cross-Attention Merge expected the model to see 6 x 8 latent pixels"):
+    with pytest.raises(ValueError, match="^Cross-Attention Merge expected the model to see 48x64 pixels"):
         run(patched, positive)
     patched, positive = mark("scale", in_windows(model, 2))
     close(run(patched, positive), run(explicit(in_windows(model, 2), TEXT[0][0], factors(-1.5)), TEXT))

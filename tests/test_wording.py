@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from mixology.samplers.masks import check_mask, check_mask_count
-from mixology.samplers.wording import LONGEST, legible
+from mixology.samplers.wording import LONGEST, format_picture, legible
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
@@ -40,6 +40,13 @@ def test_a_mask_of_any_type_is_read(dtype: torch.dtype) -> None:
     found = check_mask(mask)
     assert found.dtype == torch.float32 and found.tolist() == [[[0.0, 1.0], [1.0, 0.0]]]
     assert torch.equal(check_mask(mask[None, None]), found)
+
+
+@pytest.mark.parametrize(("shape", "cell", "text"), [
+    ((1, 4, 6, 8), 8, "64x48 pixels"), ((2, 16, 6, 8), 16, "128x96 pixels"), ((1, 4, 6, 8), None, "8x6 latent cells"),
+    ((1, 16, 5, 6, 8), 8, "64x48 pixels in 5 latent frame(s)"), ((1, 64, 215), 8, "length 215")])
+def test_sizes_are_told_in_pixels(shape: tuple[int, ...], cell: int | None, text: str) -> None:
+    assert format_picture(shape, cell) == text
 
 
 def test_a_mask_is_clamped_and_the_callers_stays() -> None:

@@ -1,0 +1,30 @@
+"""What a person should know of a run that is no error: shown on a node, and in the log."""
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from comfy_execution.utils import get_executing_context
+
+SIGN = "\u26a0 Mixology: "  # how web/notices.js knows them
+
+
+def find_server() -> Any:
+    """The host's server; None where nodes run without one."""
+    from server import PromptServer  # by then the host has loaded it
+
+    return getattr(PromptServer, "instance", None)
+
+
+def show_notice(text: str, node: str | None = None) -> None:
+    """Logs a sentence, and shows it on a node in the interface.
+
+    Args:
+        node: its id in the prompt that runs; by default the node that runs now, whosever it is.
+    """
+    logging.warning(text)
+    context = get_executing_context()
+    place = node or (context and context.node_id)
+    server = find_server() if place else None
+    if server is not None:
+        server.send_progress_text(SIGN + text, place)
