@@ -127,4 +127,4 @@ class DemoPicture(io.ComfyNode):
     @within_bounds
     def execute(cls, caption: str, seed: int, width: int, height: int) -> io.NodeOutput:
         image, mask = draw_picture(caption=caption, seed=seed, width=width, height=height)
-        return io.NodeOutput(image, mask, ui=ui.PreviewImage(image))
+        return io.NodeOutput(image, mask, ui=ui.PreviewImage(image=image))

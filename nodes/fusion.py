@@ -127,4 +127,4 @@ class SaliencyMaps(io.ComfyNode):
     def execute(cls, guider: Any, latent: Any, image: Any = None) -> io.NodeOutput:
         maps, masks = fusion.show_maps(guider=guider, latent=latent, image=image)
         strip = draw_strip(maps=maps, masks=masks, latent=latent)
-        return io.NodeOutput(maps, masks, ui=ui.PreviewImage(strip))
+        return io.NodeOutput(maps, masks, ui=ui.PreviewImage(image=strip))

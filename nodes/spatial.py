@@ -52,7 +52,7 @@ class GradientMask(io.ComfyNode):
     ) -> io.NodeOutput:
         masks = draw_gradient_masks(
             width=width, height=height, profile=profile, parts=parts, angle=angle, sharpness=sharpness, rows=rows)
-        return io.NodeOutput(masks, ui=ui.PreviewImage(draw_mask_sheet(masks=masks, columns=parts)))
+        return io.NodeOutput(masks, ui=ui.PreviewImage(image=draw_mask_sheet(masks=masks, columns=parts)))
 
 
 class EpsilonMergeGuider(io.ComfyNode):

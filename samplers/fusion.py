@@ -150,7 +150,7 @@ def lay_over(maps: torch.Tensor, pictures: torch.Tensor, items: int, frames: int
     each = max(1, len(pictures) // items)
     chosen = [item * each * (len(pictures) > 1) + frame * (each - 1) // max(1, frames - 1)
               for item in range(items) for frame in range(frames)]
-    parts = pictures[chosen, ..., :3].to(maps)
+    parts = pictures[chosen, ..., :3].to(maps).nan_to_num().clamp(0, 1)
     grey = parts @ maps.new_tensor(LUMA) if parts.shape[-1] == 3 else parts[..., 0]
     grey = F.interpolate(grey[:, None], size=maps.shape[1:3], mode="bilinear", antialias=True, align_corners=False)
     below = rearrange(grey, "n 1 h w -> n h w 1")

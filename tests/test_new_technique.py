@@ -109,9 +109,8 @@ def test_the_help_page_and_the_translations_name_what_the_node_has() -> None:
     schema = new_technique.fill("nodes", words, False)
     sockets = re.findall(r'Input\("(\w+)"', schema)
     assert sockets == ["model", "strength"]
-    for language in ("en", "zh"):
-        entry = json.loads(new_technique.fill(f"locale_{language}", words, False))
-        assert list(entry["inputs"]) == sockets and list(entry["outputs"]) == ["0"]
+    entry = json.loads(new_technique.fill("locale_zh", words, False))
+    assert list(entry["inputs"]) == sockets and list(entry["outputs"]) == ["0"]
     assert all(f"| {socket} |" in new_technique.fill("help", words, False) for socket in sockets)
 
 

@@ -188,6 +188,7 @@ def test_maps_are_laid_over_the_picture_in_grey(fused: tuple[Any, Any]) -> None:
     assert torch.equal(result.result[0], over)
     doubled = show_maps(guider, latent, picture.repeat_interleave(2, 1).repeat_interleave(2, 2))[0]
     assert (doubled - over).abs().mean() < 0.02, "a picture that was enlarged is the same picture"
+    assert show_maps(guider, latent, torch.full_like(picture, float("nan")))[0].isfinite().all()
     alpha = torch.cat([picture, torch.rand(1, 96, 80, 1)], -1)
     assert torch.equal(show_maps(guider, latent, alpha)[0], over)
 
