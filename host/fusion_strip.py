@@ -54,7 +54,7 @@ def draw_strip(maps: torch.Tensor, masks: torch.Tensor, latent: dict[str, Any]) 
     shown_steps = spread(steps, MOST_STEPS if images == 1 else COLUMNS)
     kind = "image" if frames == 1 else "frame"
     places = [(image, step) for image in shown_images for step in shown_steps]
-    captions = [f"step {step + 1}/{steps}" if images == 1 else f"{kind} {image + 1}, step {step + 1}/{steps}"
+    captions = [f"step {step + 1}/{steps}" if images == 1 else f"{kind} {image + 1}, step {step + 1}"
                 for image, step in places]
     shares = masks.unflatten(0, (experts, -1)).mean((1, 2, 3)).tolist()
     legend = [(colour, f"expert {n}: {share:.0%}") for n, (colour, share) in enumerate(

@@ -11,7 +11,7 @@ from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, SMALLEST, LARGEST = 760, 96, 192  # pixels of a sheet in all, and of the longer side of its pictures
-TEXT, GAP = 20, 8
+TEXT, GAP = 26, 8
 LINE = TEXT + GAP
 PAPER, INK, FRAME = (32, 32, 32), (235, 235, 235), (96, 96, 96)
 
