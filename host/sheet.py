@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy
 import torch
 import torch.nn.functional as F
-from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, SMALLEST, LARGEST = 760, 96, 192  # pixels of a sheet in all, and of the longer side of its pictures
@@ -25,7 +24,7 @@ def draw_sheet(
     """Pictures of one size row by row, each with its caption above, and what their colours mean below.
 
     Args:
-        pictures: [H, W, 3] each, 0 to 1; captions: of each.
+        pictures: [H, W, 3] each or, in grey, [H, W, 1], 0 to 1; captions: of each.
         legend: colours with what they stand for.
 
     Returns:
@@ -67,7 +66,7 @@ def measure(text: str, font: Font) -> int:
 
 
 def make_tile(picture: torch.Tensor, side: int) -> Image.Image:
-    """A picture [H, W, 3] at the size at which a sheet shows it: averaged where it shrinks, in squares where it grows.
+    """A picture, coloured or grey, at the size at which a sheet shows it: averaged where it shrinks, in squares where it grows.
 
     Args:
         side: of its longer side, in pixels.
@@ -76,7 +75,7 @@ def make_tile(picture: torch.Tensor, side: int) -> Image.Image:
     size = [max(1, round(part * side / max(height, width))) for part in (height, width)]
     mode = "area" if max(height, width) > side else "nearest-exact"
     pixels = F.interpolate(picture.detach().float().cpu().movedim(-1, 0)[None], size=size, mode=mode)[0]
-    return Image.fromarray((pixels.movedim(0, -1).clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    return Image.fromarray((pixels.expand(3, -1, -1).movedim(0, -1).clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def place_legend(texts: Sequence[str], font: Font, width: int) -> list[tuple[int, int, int]]:
@@ -99,5 +98,4 @@ def draw_mask_sheet(masks: torch.Tensor, columns: int) -> torch.Tensor:
         columns: of a grid that the masks are the parts of; more than four are wrapped where they are one row.
     """
     columns = min(columns, 4) if columns == len(masks) else columns
-    pictures = [repeat(mask, "h w -> h w c", c=3) for mask in masks]
-    return draw_sheet(pictures, [f"mask {n}" for n in range(len(masks))], columns)
+    return draw_sheet(list(masks[..., None]), [f"mask {n}" for n in range(len(masks))], columns)
