@@ -66,7 +66,7 @@ def measure(text: str, font: Font) -> int:
 
 
 def make_tile(picture: torch.Tensor, side: int) -> Image.Image:
-    """A picture, coloured or grey, at the size at which a sheet shows it: averaged where it shrinks, in squares where it grows.
+    """A picture, coloured or grey, as large as a sheet shows it: averaged where it shrinks, in squares where it grows.
 
     Args:
         side: of its longer side, in pixels.

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import os
 import re
 from pathlib import Path
@@ -32,7 +31,6 @@ TECHNIQUES = ("layout", "token_scale", "spatial", "attention_merge", "cycle", "i
               "mixer")
 MOST_BRANCHES = 20
 HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
-LANGUAGES = ("zh",)  # English is the schemas' own, but for the sockets of groups: the front end falls back to them
 REGISTRIES = re.compile("pypi" r"\.org|pythonhosted" r"\.org|npmjs" r"\.|deb" r"\.debian|https?://[a-z.-]+/simple\b")
 TEXT = {".py", ".md", ".json", ".toml", ".yml", ".yaml", ".txt", ".html", ".css", ".js", ""}
 
@@ -270,46 +268,6 @@ def test_every_node_has_a_help_page(pack: dict[str, Any]) -> None:
         text = page.read_text(encoding="utf-8")
         missing = [socket.id for socket in pack[name].define_schema().inputs if socket.id not in text]
         assert not missing, f"the help page of {name} does not speak of {missing}"
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_every_node_is_translated(language: str, pack: dict[str, Any]) -> None:
-    definitions = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert set(definitions) == set(pack)
-    for name, node in pack.items():
-        schema, entry = node.define_schema(), definitions[name]
-        assert entry.get("display_name") and entry.get("description"), name
-        inputs = {key: part for key, part in entry.get("inputs", {}).items() if key not in group_sockets(schema)}
-        assert set(inputs) == {socket.id for socket in schema.inputs}, name
-        assert set(entry.get("outputs", {})) == {str(index) for index in range(len(schema.outputs))}, name
-        for part in (*inputs.values(), *entry.get("outputs", {}).values()):
-            assert part.get("name") and part.get("tooltip"), (name, part)
-
-
-def group_sockets(schema: Any) -> set[str]:
-    """Keys of the sockets of a node's groups in a file of translations: a socket's name with `_` for its dots."""
-    return {f"{socket.id}_{part.id}" for socket in schema.inputs if socket.get_io_type() == "COMFY_AUTOGROW_V3"
-            for part in socket.template.get_all()}
-
-
-@pytest.mark.parametrize("language", ["en", *LANGUAGES])
-def test_sockets_of_groups_have_tooltips(language: str, pack: dict[str, Any]) -> None:
-    """The front end finds them in translations alone, and only where those give the socket no name of its own."""
-    definitions = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-    grouped = {name: keys for name, node in pack.items() if (keys := group_sockets(node.define_schema()))}
-    assert len(grouped) >= 2 and all(len(keys) == 16 for keys in grouped.values())
-    for name, keys in grouped.items():
-        entries = definitions[name]["inputs"]
-        assert all(set(entries[key]) == {"tooltip"} and entries[key]["tooltip"] for key in keys), name
-        assert len({entries[key]["tooltip"] for key in keys}) == len(keys), f"{name}: two sockets with one tooltip"
-    if language == "en":
-        assert {name: set(entry["inputs"]) for name, entry in definitions.items()} == grouped
-
-
-def test_every_template_has_a_picture() -> None:
-    templates = sorted((ROOT / "workflows").glob("*.json"))
-    assert len(templates) >= 2
-    assert not [path.name for path in templates if not path.with_suffix(".jpg").exists()]
 
 
 def test_no_file_names_a_package_registry() -> None:
