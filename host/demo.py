@@ -19,6 +19,7 @@ import comfy.model_patcher
 import comfy.sd
 import folder_paths
 import torch
+import torch.nn.functional as F
 from comfy import clip_model, sd1_clip, supported_models, supported_models_base
 from safetensors import SafetensorError, safe_open
 
@@ -232,6 +233,10 @@ class DemoModelConfig(supported_models.SD15):
     unet_config: dict[str, Any] = {}
     unet_extra_config: dict[str, Any] = {}  # SD1.x has eight heads
 
+    def __init__(self, unet_config: dict[str, Any]) -> None:
+        super().__init__(unet_config)
+        set_preview(self.latent_format)
+
     def process_clip_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Host names for the text encoder's tensors. The projection, which prompts do not use, is the demo CLIP's."""
         kept = {key: value for key, value in state_dict.items() if not key.endswith(PROJECTION)}
@@ -243,6 +248,27 @@ class DemoModelConfig(supported_models.SD15):
         return supported_models_base.ClipTarget(
             partial(sd1_clip.SD1Tokenizer, tokenizer=DemoTokenizer),
             partial(sd1_clip.SD1ClipModel, clip_model=DemoClipModel))
+
+
+def set_preview(latent_format: Any) -> None:
+    """Gives a latent format of the host's the colours of the demo autoencoder, for the live preview while sampling.
+
+    Its latents are no linear picture of colours: a pixel and its neighbours go through one hidden layer first. Fitted
+    by demo/train_preview.py.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    state = read_part(shipped_file("preview"), "")
+
+    def show_features(latents: torch.Tensor) -> torch.Tensor:  # [B, 4, h, w] in the model's space to [B, F, h, w]
+        padded = F.pad(latents, (1, 1, 1, 1), mode="replicate")
+        return F.conv2d(padded, state["weight"].to(latents), state["bias"].to(latents)).relu()
+
+    latent_format.latent_rgb_factors_reshape = show_features
+    latent_format.latent_rgb_factors = state["factors"].tolist()
+    latent_format.latent_rgb_factors_bias = state["factors_bias"].tolist()
+    latent_format.taesd_decoder_name = None  # that of SD1.x knows other latents
 
 
 # ------------------------------------------------------------------------------------------------- loading

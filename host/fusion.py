@@ -21,6 +21,7 @@ from ..samplers.fusion import (
 from ..samplers.wording import format_picture, legible
 from .conds import check_sigmas, is_active, wants_pairs
 from .experts import Expert, ExpertGuider, is_same_prompt, may_share
+from .fusion_strip import overlay_maps
 from .maps import RunMaps
 from .own_copies import Copies, check_shared
 from .protocols import Guider, Sampler
@@ -349,18 +350,21 @@ def check_choices(saliency_uncond: str, outside: int, experts: int) -> None:
         )
 
 
-def show_maps(guider: Guider, latent: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def show_maps(
+    guider: Guider, latent: dict[str, Any], image: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What each expert won in the guider's run that made a latent, step by step.
 
     Args:
         latent: a LATENT that came out of the sampling node, also one of a list.
+        image: an IMAGE of it, which the colours are then laid over.
 
     Returns:
         IMAGE [steps * B, H, W, 3] at the picture's size, a colour for each expert, and MASK [experts * steps * B, h, w]
         at the latent's size, expert after expert. A video's frames count as images.
 
     Raises:
-        ValueError: for another kind of guider, before it has run, and for a latent that no run of it made.
+        ValueError: for another kind of guider, before it has run, and for a latent or image that no run of it made.
     """
     if not isinstance(guider, SaliencyGuider):
         raise ValueError(
@@ -372,7 +376,8 @@ def show_maps(guider: Guider, latent: dict[str, Any]) -> tuple[torch.Tensor, tor
     if winners is None:
         raise ValueError(explain_missing(guider, samples))
     factor = guider.model_patcher.get_model_object("latent_format").spacial_downscale_ratio
-    return draw_winners(winners, factor), split_winners(winners, len(guider.experts))
+    maps = draw_winners(winners, factor)
+    return (maps if image is None else overlay_maps(maps, image, samples)), split_winners(winners, len(guider.experts))
 
 
 def explain_missing(guider: SaliencyGuider, samples: torch.Tensor) -> str:

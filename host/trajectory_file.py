@@ -38,6 +38,7 @@ from .trajectory_format import (
 
 KEY = "mixology_trajectory"
 SUFFIX, OUTPUT = ".safetensors", " [output]"  # the mark that the host itself gives to names of its output folder
+NO_FILE = "no trajectory yet: run Save Trajectory, then press R"  # in place of a list that is empty
 
 
 # --------------------------------------------------------------------------------------------------- names
@@ -55,6 +56,10 @@ def find_file(name: object) -> Path:
     Raises:
         ValueError: if there is none, or the name is no text.
     """
+    if name == NO_FILE:
+        raise ValueError(
+            "Load Trajectory expects a saved trajectory, got none; run a workflow with Save Trajectory, press R to "
+            "refresh this node's list, and choose the file there.")
     if isinstance(name, str):
         folder, file = folder_of(name)
         try:
@@ -106,6 +111,11 @@ def list_names() -> list[str]:
     """Trajectories in the input folder, then those in the output folder with the host's mark."""
     names = (f"{file}{mark}" for mark in ("", OUTPUT) for file in sorted(walk_files(folder_of(mark)[0])))
     return [name for name in names if is_trajectory(name)]
+
+
+def list_choices() -> list[str]:
+    """What Load Trajectory offers: the trajectories, or what to do where there are none."""
+    return list_names() or [NO_FILE]
 
 
 def find_fault(name: object) -> str | None:
@@ -213,6 +223,18 @@ def save_trajectory(trajectory: Trajectory, filename_prefix: str) -> dict[str, s
             f"Save Trajectory cannot write '{legible(prefix)}' ({legible(error)}); make room on the disk, or choose "
             f"another filename_prefix.") from None
     return {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def describe_saved(saved: dict[str, str], trajectory: Trajectory) -> str:
+    """What Save Trajectory shows: the name under which Load Trajectory lists the file, and what is in it."""
+    name = "/".join(part for part in (saved["subfolder"].replace(os.sep, "/"), saved["filename"]) if part)
+    return f"{name}{OUTPUT}\n{describe_length(trajectory)}"
+
+
+def describe_length(trajectory: Trajectory) -> str:
+    """Steps and pictures of a trajectory, in words."""
+    steps, pictures = len(trajectory.sigmas) - 1, len(trajectory.end)
+    return f"{steps} step{'s' * (steps != 1)}, {pictures} picture{'s' * (pictures != 1)}"
 
 
 def write_whole(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

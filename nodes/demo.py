@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..host.demo import (
     draw_picture,
@@ -89,6 +89,7 @@ class DemoPicture(io.ComfyNode):
                 "What the caption leaves out is chosen by the seed."
             ),
             search_aliases=["mixology", "draw shape", "test image", "example image"],
+            is_output_node=True,
             inputs=[
                 io.String.Input(
                     "caption",
@@ -125,4 +126,5 @@ class DemoPicture(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, caption: str, seed: int, width: int, height: int) -> io.NodeOutput:
-        return io.NodeOutput(*draw_picture(caption=caption, seed=seed, width=width, height=height))
+        image, mask = draw_picture(caption=caption, seed=seed, width=width, height=height)
+        return io.NodeOutput(image, mask, ui=ui.PreviewImage(image=image))

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..host import experts as chain
 from ..host import fusion
+from ..host.fusion_strip import draw_strip
 from .bounds import within_bounds
 
 Experts = io.Custom("MIXOLOGY_EXPERTS")
@@ -102,13 +103,16 @@ class SaliencyMaps(io.ComfyNode):
             display_name="Saliency Maps",
             category="mixology/fusion",
             description="Shows which expert won where, step by step, in the run that a Saliency Fusion Guider has just "
-                        "guided.",
+                        "guided: one strip on the node, and every map at its outputs.",
             search_aliases=[*ALIASES, "maps", "debug"],
+            is_output_node=True,
             inputs=[
                 io.Guider.Input("guider", tooltip=(
                     "The Saliency Fusion Guider. Give each sampling node one of its own.")),
                 io.Latent.Input("latent", tooltip=(
                     "The latent that was sampled with it; this node then runs after the sampling.")),
+                io.Image.Input("image", optional=True, tooltip=(
+                    "What the latent was decoded to, from VAE Decode: the maps are laid over it, in grey.")),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip=(
@@ -120,5 +124,7 @@ class SaliencyMaps(io.ComfyNode):
 
     @classmethod
     @within_bounds
-    def execute(cls, guider: Any, latent: Any) -> io.NodeOutput:
-        return io.NodeOutput(*fusion.show_maps(guider=guider, latent=latent))
+    def execute(cls, guider: Any, latent: Any, image: Any = None) -> io.NodeOutput:
+        maps, masks = fusion.show_maps(guider=guider, latent=latent, image=image)
+        strip = draw_strip(maps=maps, masks=masks, latent=latent)
+        return io.NodeOutput(maps, masks, ui=ui.PreviewImage(image=strip))

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..host import inversion, trajectory_file
 from ..host.added_noise import warn_of_added_noise
+from ..host.node_text import show_text
 from ..host.trajectory import end_latent, start_trajectory
 from ..samplers.inversion import RULES
 from .bounds import within_bounds
@@ -138,7 +139,9 @@ class SaveTrajectory(io.ComfyNode):
     @within_bounds
     def execute(cls, trajectory: Any, filename_prefix: str) -> io.NodeOutput:
         saved = trajectory_file.save_trajectory(trajectory=trajectory, filename_prefix=filename_prefix)
-        return io.NodeOutput(ui={"trajectories": [saved]})
+        text = trajectory_file.describe_saved(saved=saved, trajectory=trajectory)
+        show_text(text=text)
+        return io.NodeOutput(ui={"trajectories": [saved], "text": [text]})
 
 
 class LoadTrajectory(io.ComfyNode):
@@ -150,7 +153,7 @@ class LoadTrajectory(io.ComfyNode):
             category="mixology/cocktail",
             description="Reads a trajectory that Save Trajectory wrote, bit for bit.",
             search_aliases=COCKTAIL,
-            inputs=[io.Combo.Input("name", options=trajectory_file.list_names(), tooltip=(
+            inputs=[io.Combo.Input("name", options=trajectory_file.list_choices(), tooltip=(
                 "A file of Save Trajectory in the output folder, marked [output], or in the input folder. Refresh the "
                 "list (R) after saving one."))],
             outputs=[
@@ -173,4 +176,5 @@ class LoadTrajectory(io.ComfyNode):
     @within_bounds
     def execute(cls, name: str) -> io.NodeOutput:
         trajectory = trajectory_file.load_trajectory(name=name)
+        show_text(text=trajectory_file.describe_length(trajectory=trajectory))
         return io.NodeOutput(trajectory, end_latent(trajectory=trajectory))

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..host import spatial
+from ..host.sheet import draw_mask_sheet
 from ..samplers.masks import MAX_MASKS
 from ..samplers.spatial import MAX_SIDE, PROFILES, draw_gradient_masks
 from .bounds import within_bounds
@@ -20,8 +21,10 @@ class GradientMask(io.ComfyNode):
             node_id="MixologyGradientMask",
             display_name="Gradient Masks",
             category="mixology/spatial",
-            description="Draws masks that hand the picture from one style to the next. They sum to 1 at every pixel.",
+            description="Draws masks that hand the picture from one style to the next, and shows them. They sum to 1 "
+                        "at every pixel.",
             search_aliases=[*ALIASES, "gradient mask", "linear", "logistic"],
+            is_output_node=True,
             inputs=[
                 io.Int.Input("width", default=512, min=1, max=MAX_SIDE, tooltip=(
                     "Width of the masks in pixels; that of the picture. They are resized to the latent later.")),
@@ -47,8 +50,9 @@ class GradientMask(io.ComfyNode):
     def execute(
         cls, width: int, height: int, profile: str, parts: int, angle: float, sharpness: float, rows: int,
     ) -> io.NodeOutput:
-        return io.NodeOutput(draw_gradient_masks(
-            width=width, height=height, profile=profile, parts=parts, angle=angle, sharpness=sharpness, rows=rows))
+        masks = draw_gradient_masks(
+            width=width, height=height, profile=profile, parts=parts, angle=angle, sharpness=sharpness, rows=rows)
+        return io.NodeOutput(masks, ui=ui.PreviewImage(image=draw_mask_sheet(masks=masks, columns=parts)))
 
 
 class EpsilonMergeGuider(io.ComfyNode):

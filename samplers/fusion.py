@@ -24,6 +24,10 @@ PALETTE = (  # far apart also for colour-blind eyes, light and dark in turn
     (0.84, 0.37, 0.00), (0.34, 0.71, 0.91), (0.60, 0.60, 0.60),
 )
 DARKER = 0.6  # each further round through the palette
+OVERLAY = 0.5  # share of a picture below the colours
+LUMA = (0.299, 0.587, 0.114)
+
+Colour = tuple[float, float, float]  # 0 to 1
 
 
 def measure_response(cond: torch.Tensor, uncond: torch.Tensor, sigma: torch.Tensor, scale: float) -> torch.Tensor:
@@ -105,6 +109,15 @@ def blend_experts(values: Sequence[torch.Tensor], saliency: torch.Tensor, softne
     return result
 
 
+def expert_colours(count: int) -> list[Colour]:
+    """The colour that each of the first `count` experts is shown in."""
+    colours: list[Colour] = []
+    for i in range(count):
+        (red, green, blue), shade = PALETTE[i % len(PALETTE)], DARKER ** (i // len(PALETTE))
+        colours.append((red * shade, green * shade, blue * shade))
+    return colours
+
+
 def draw_winners(winners: torch.Tensor, factor: int) -> torch.Tensor:
     """Winners as pictures, each expert in a colour of its own, [steps * B * frames, H * factor, W * factor, 3].
 
@@ -112,11 +125,37 @@ def draw_winners(winners: torch.Tensor, factor: int) -> torch.Tensor:
         winners: expert indices, [steps, B, ..., H, W].
         factor: pixels per latent pixel.
     """
-    count = int(winners.max()) + 1
-    colours = torch.tensor([
-        [part * DARKER ** (i // len(PALETTE)) for part in PALETTE[i % len(PALETTE)]] for i in range(count)])
+    colours = torch.tensor(expert_colours(int(winners.max()) + 1))
     enlarged = repeat(winners, "steps ... h w -> (steps ...) (h down) (w across)", down=factor, across=factor)
     return colours[enlarged.long()]
+
+
+def lay_over(maps: torch.Tensor, pictures: torch.Tensor, items: int, frames: int) -> torch.Tensor:
+    """Maps over the pictures that they were made in, these in grey so that the colours stay what they are.
+
+    Args:
+        maps: [steps * items * frames, H, W, 3], frame by frame, image by image, step by step.
+        pictures: [P, H', W', C], 0 to 1, of any size: one for all, or as many for each of the images. A video may have
+            more frames in pictures than in its latent.
+        items, frames: of the latent.
+
+    Raises:
+        ValueError: if the number of pictures does not fit, or they have no size.
+    """
+    if pictures.ndim != 4 or 0 in pictures.shape or len(pictures) not in (1, items) and (
+            frames == 1 or len(pictures) % items):
+        raise ValueError(
+            f"Saliency Maps expects one picture at image, or one for each of the {items} image(s) of the latent, got "
+            f"{len(pictures) if pictures.ndim == 4 else 'something else'}; connect what the latent was decoded to.")
+    each = max(1, len(pictures) // items)
+    chosen = [item * each * (len(pictures) > 1) + frame * (each - 1) // max(1, frames - 1)
+              for item in range(items) for frame in range(frames)]
+    parts = pictures[chosen, ..., :3].to(maps).nan_to_num().clamp(0, 1)
+    grey = parts @ maps.new_tensor(LUMA) if parts.shape[-1] == 3 else parts[..., 0]
+    grey = F.interpolate(grey[:, None], size=maps.shape[1:3], mode="bilinear", antialias=True, align_corners=False)
+    below = rearrange(grey, "n 1 h w -> n h w 1")
+    return rearrange(rearrange(maps, "(s n) h w c -> s n h w c", n=len(chosen)).lerp(below, OVERLAY),
+                     "s n h w c -> (s n) h w c")
 
 
 def split_winners(winners: torch.Tensor, experts: int) -> torch.Tensor:

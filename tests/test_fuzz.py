@@ -87,7 +87,7 @@ class Maker:
         return self.dice.choice([*[mask] * 8, *odd])
 
     def image(self) -> Tensor:
-        image = self.noise(self.dice.choice([1, 2]), 32, 24, 3)
+        image = self.noise(self.dice.choice([1, 2]), 32, self.dice.choice([24, 32]), 3)
         return self.dice.choice([image, image, image[..., :1], torch.cat([image, image[..., :1]], -1),
                                  torch.full_like(image, float("nan"))])
 

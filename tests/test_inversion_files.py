@@ -13,7 +13,7 @@ import torch
 from inversion_rig import invert
 from mixology.host import trajectory_file
 from mixology.host.trajectory import Trajectory, end_latent, start_trajectory
-from mixology.host.trajectory_file import find_fault, list_names, load_trajectory, save_trajectory
+from mixology.host.trajectory_file import NO_FILE, find_fault, list_names, load_trajectory, save_trajectory
 from mixology.nodes.inversion import LoadTrajectory, SaveTrajectory
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -69,13 +69,14 @@ def test_files_are_numbered_by_the_host(trajectory: Trajectory, folders: tuple[P
 
 
 def test_nodes_save_list_and_load(trajectory: Trajectory, folders: tuple[Path, Path]) -> None:
-    assert LoadTrajectory.define_schema().inputs[0].options == []
+    assert LoadTrajectory.define_schema().inputs[0].options == [NO_FILE]
     schema = SaveTrajectory.define_schema()
     assert schema.is_output_node and schema.inputs[1].default == "mixology/trajectory"
     result = SaveTrajectory.execute(trajectory, "kept/one")
-    assert result.ui == {"trajectories": [
-        {"filename": "one_00001_.safetensors", "subfolder": "kept", "type": "output"}]}
     name = "kept/one_00001_.safetensors [output]"
+    assert result.ui == {"trajectories": [
+        {"filename": "one_00001_.safetensors", "subfolder": "kept", "type": "output"}],
+        "text": [f"{name}\n3 steps, 2 pictures"]}
     assert LoadTrajectory.define_schema().inputs[0].options == [name]
     assert LoadTrajectory.validate_inputs() is True and LoadTrajectory.validate_inputs(name) is True
     again, latent = LoadTrajectory.execute(name).result

@@ -95,7 +95,8 @@ def test_a_template_paints_its_picture(name: str, server: Any, definitions: dict
     kinds: list[str] = []
     run = server.post(workflow.prompt, lambda event: kinds.append(event.kind), seconds=300)
     assert run.status == "success" and run.images
-    for node, files in run.images.items():
+    results = (*workflow.ids("SaveImage"), *workflow.ids("PreviewImage"))
+    for node, files in ((node, run.images[node]) for node in results):
         pictures = [Image.open(io.BytesIO(data)) for data in files]
         assert all(picture.size == (SIDE, SIDE) for picture in pictures)
         painted = [high - low > 20 for low, high in map(find_extremes, pictures)]

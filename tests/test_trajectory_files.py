@@ -16,7 +16,7 @@ import torch
 from inversion_rig import invert
 from mixology.host import trajectory_file, trajectory_format
 from mixology.host.trajectory import Trajectory, start_trajectory
-from mixology.host.trajectory_file import find_fault, list_names, load_trajectory, save_trajectory
+from mixology.host.trajectory_file import NO_FILE, find_fault, list_names, load_trajectory, save_trajectory
 from mixology.nodes.inversion import LoadTrajectory
 from safetensors.torch import save_file
 from trajectory_rig import parts_of, refuse, saved, spoil, use_folders
@@ -328,3 +328,14 @@ def test_what_is_no_file_is_not_opened(folders: tuple[Path, Path]) -> None:
     os.mkfifo(folders[0] / "pipe.safetensors")
     (folders[0] / "link.safetensors").symlink_to(folders[0] / "pipe.safetensors")
     assert list_names() == []
+
+
+def test_an_empty_list_says_what_to_do(trajectory: Trajectory, folders: tuple[Path, Path]) -> None:
+    """As one entry, which can be seen on the node; the list is made anew each time that the interface asks."""
+    def offered() -> list[str]:
+        return LoadTrajectory.INPUT_TYPES()["required"]["name"][1]["options"]
+
+    assert offered() == [NO_FILE]
+    assert str(LoadTrajectory.validate_inputs(NO_FILE)).startswith("Load Trajectory expects a saved trajectory, got ")
+    save_trajectory(trajectory, "kept")
+    assert offered() == ["kept_00001_.safetensors [output]"]

@@ -73,6 +73,17 @@ def test_every_socket_says_in_nodes_2_what_it_is(pack: dict[str, Any], definitio
             f"{name}: inputs of nodeDefs.json end with {json.dumps(again, ensure_ascii=False)}")
 
 
+def test_sockets_of_groups_say_what_they_are_in_english(pack: dict[str, Any]) -> None:
+    """All other English is the schemas' own. These the front end looks for in translations alone, and in Nodes 2.0 only
+    where they give the socket no name."""
+    english = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    grouped = {name: keys for name, node in pack.items() if (keys := group_sockets(node.define_schema()))}
+    assert len(grouped) >= 2 and {name: set(entry["inputs"]) for name, entry in english.items()} == grouped
+    for name, entry in english.items():
+        assert set(entry) == {"inputs"} and all(set(part) == {"tooltip"} for part in entry["inputs"].values()), name
+        assert len({part["tooltip"] for part in entry["inputs"].values()}) == len(entry["inputs"]), name
+
+
 def test_every_string_is_chinese(definitions: dict[str, Any], main: dict[str, Any]) -> None:
     for where, text in (*strings(definitions, "nodeDefs"), *strings(main, "main")):
         assert text in SAME or CHINESE.search(text), f"{where} is not Chinese: {text}"

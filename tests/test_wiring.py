@@ -50,6 +50,9 @@ WHERE = {  # a node's id, the module or object and the name in it that its execu
 }
 MANY = {"MixologyLayoutFromPrompt", "MixologyTokenScale", "MixologyAttentionMerge", "MixologyTrajectoryStart",
         "MixologySaliencyMaps", "MixologyMixerConditioning", "MixologyDemoPicture", "MixologyDemoCheckpoint"}
+SHOWN = (  # what a node shows of its outputs, which is none of its outputs
+    (fusion, "draw_strip"), (spatial, "draw_mask_sheet"), (inversion.trajectory_file, "describe_saved"),
+    (inversion.trajectory_file, "describe_length"), (inversion, "show_text"), (fusion.ui, "PreviewImage"))
 BOX = ("x", "y", "width", "height")  # of Mixer Image, in one argument
 
 
@@ -115,6 +118,8 @@ def test_every_input_arrives_under_its_name(name: str, pack: dict[str, Any], mon
         monkeypatch.setattr(demo, "load_clip_vision", lambda: outputs[3])
     if name in ("MixologyInvert", "MixologyLoadTrajectory"):
         monkeypatch.setattr(inversion, "end_latent", lambda trajectory: {outputs[0]: outputs[1]}[trajectory])
+    for shower, shown in SHOWN:
+        monkeypatch.setattr(shower, shown, lambda *parts, **named: {"shown": [*parts, *named]})
     signature, found = inspect.signature(getattr(place, asked)), {}
 
     def record(*args: Any, **kwargs: Any) -> Any:

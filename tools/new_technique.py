@@ -34,8 +34,8 @@ LEFT = """
 {title} stands, as a skeleton. python3 tools/test.py -- tests/test_house.py {tests}
 What is left to do:
   - the arithmetic in samplers/{name}.py, with equation numbers, then its inputs in nodes/{name}.py
-  - every input again in web/docs/{node}.md and {node}/zh.md and in each locales/*/nodeDefs.json; the category in
-    each locales/*/main.json
+  - every input again in web/docs/{node}.md and {node}/zh.md and in locales/zh/nodeDefs.json; the category in
+    locales/zh/main.json
   - {node} in CONTRACT of tests/test_house.py, NODES of tests/test_fuzz.py and WHERE of tests/test_wiring.py;
     TECHNIQUES of tests/test_strangers.py says how it is run beside other packs' nodes
   - tests/test_{name}_meaning.py: what it does on the demo checkpoint, against a baseline, over many seeds
@@ -72,6 +72,8 @@ def make(root: Path, name: str, attention: bool) -> None:
         raise Failure(f"{name} is taken: {', '.join(there)} is there; nothing was written.")
     changed = {HOUSE_TEST: list_technique(root, name), EXTENSION: offer_node(root, words)}
     for path in sorted((root / "locales").glob("*/nodeDefs.json")):
+        if path.parent.name == "en":  # it holds what a schema cannot: the sockets of groups
+            continue
         changed[path.relative_to(root)] = translate(path, words)
     for path, text in new.items():
         (root / path).parent.mkdir(exist_ok=True)

@@ -120,10 +120,11 @@ def say_text(graph: Graph, role: str, model: Model, text: str, change: bool = Tr
     return graph.add("CLIPTextEncode", role, change=change and bool(text), clip=model.clip, text=text), 0
 
 
-def save(graph: Graph, latent: Link, model: Model, prefix: str) -> None:
-    """From a latent to the saved picture."""
+def save(graph: Graph, latent: Link, model: Model, prefix: str) -> Link:
+    """From a latent to the saved picture; returns where it is decoded."""
     decode = graph.add("VAEDecode", samples=latent, vae=model.vae)
     graph.add("SaveImage", images=(decode, 0), filename_prefix=f"mixology/{prefix}")
+    return decode, 0
 
 
 def sample_custom(graph: Graph, model: Model, guider: Link, latent: Link, sampler: Link | None = None,

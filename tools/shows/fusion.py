@@ -128,7 +128,15 @@ def paint(stage: Stage, asked: Asked, name: str, seed: int) -> tuple[Workflow, A
         workflow.set("MixologySaliencyGuider", softness=AVERAGE)
     elif name == FIRST:
         workflow.set("MixologySaliencyGuider", saliency_uncond="first")
+    show_maps(workflow)
     return workflow, stage.run(workflow, f"{describe(asked)}: {name}")
+
+
+def show_maps(workflow: Workflow) -> None:
+    """Puts in a node that shows every step's map in pure colours, without the picture below."""
+    maps, = workflow.ids("MixologySaliencyMaps")
+    del workflow.prompt[maps]["inputs"]["image"]
+    workflow.prompt[workflow.add("PreviewImage", images=[maps, 0])]["_meta"]["title"] = "Maps"
 
 
 def describe(asked: Asked) -> str:
