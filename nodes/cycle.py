@@ -31,7 +31,7 @@ class CycleSampler(io.ComfyNode):
                     "eta", display_name="eta (fresh noise)", default=0.1, min=0.0, max=1.0, step=0.01, tooltip=(
                         "Fresh noise at each step, the same for both readings: 0 none, 0.1 the paper's, 1 as much "
                         "as DDPM.")),
-                io.Int.Input("skip", display_name="skip (sigmas from the start)", default=0, min=0, max=10000, tooltip=(
+                io.Int.Input("skip", display_name="skip (first sigmas)", default=0, min=0, max=10000, tooltip=(
                     "Sigmas dropped from the start of the schedule. More keeps more of the picture and costs less.")),
                 io.Conditioning.Input("negative", optional=True, tooltip=(
                     "Negative of the source prompt. Needed when source_cfg is not 1.")),

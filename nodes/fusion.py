@@ -34,7 +34,7 @@ class Expert(io.ComfyNode):
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=(
                     "Guidance scale of this expert. It also scales its saliency, as temperature does.")),
                 io.Float.Input(
-                    "temperature", display_name="temperature (its focus)", default=1.0, min=0.0, max=1000.0, step=0.1,
+                    "temperature", display_name="temperature (focus)", default=1.0, min=0.0, max=1000.0, step=0.1,
                     round=0.01, tooltip=(
                         "k of the paper: a higher one sharpens this expert's saliency, so that it wins what it "
                         "cares for most and leaves the rest to the others.")),
@@ -66,23 +66,23 @@ class SaliencyGuider(io.ComfyNode):
             inputs=[
                 Experts.Input("experts", tooltip="Two experts or more, from the last Fusion Expert."),
                 io.Float.Input(
-                    "blur", display_name="blur (of the saliency)", default=4.0, min=0.0, max=64.0, step=0.5, round=0.01,
+                    "blur", display_name="blur (of saliency)", default=4.0, min=0.0, max=64.0, step=0.5, round=0.01,
                     tooltip=(
                         "Smooths the saliency: side of a box in latent pixels at 64, in proportion at other sizes. "
                         "4 is the published one and keeps objects whole; 0 for fusing a style with a photo model.")),
                 io.Float.Input(
-                    "softness", display_name="softness (0: winner only)", default=0.0, min=0.0, max=1000.0, step=0.1,
+                    "softness", display_name="softness (0: winner)", default=0.0, min=0.0, max=1000.0, step=0.1,
                     round=0.01, tooltip=(
                         "0: the winner takes the place, as in the paper. Higher blends the experts, up to a plain "
                         "average.")),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=(
                     "Where the fusion starts, on the first model's time axis: 0 is pure noise.")),
                 io.Float.Input(
-                    "end_percent", display_name="end_percent (of the fusion)", default=1.0, min=0.0, max=1.0, step=0.01,
+                    "end_percent", display_name="end_percent (fusion)", default=1.0, min=0.0, max=1.0, step=0.01,
                     tooltip=(
                         "Where it ends. With 0.4 the outside expert alone finishes the picture.")),
                 io.Int.Input(
-                    "outside", display_name="outside (expert, from 0)", advanced=True, default=0, min=0, max=255,
+                    "outside", display_name="outside (expert no.)", advanced=True, default=0, min=0, max=255,
                     tooltip=(
                         "Which expert samples outside the window, counted from 0.")),
                 io.Combo.Input("saliency_uncond", advanced=True, options=list(fusion.UNCONDS), default="own", tooltip=(

@@ -15,7 +15,7 @@ def injection_inputs() -> list[io.Input]:
     """How long features are injected, in percents of the model's time axis."""
     return [
         io.Float.Input(
-            "attention_until", display_name="attention_until (shapes)", default=0.5, min=0.0, max=1.0, step=0.01,
+            "attention_until", display_name="attention_until (form)", default=0.5, min=0.0, max=1.0, step=0.01,
             tooltip=(
                 "How long the picture's self-attention is injected: 0 never, 0.5 the first half of the time, 1 to "
                 "the end. It holds layout and shapes.")),

@@ -30,12 +30,12 @@ class BlendPrompts(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip=(
                     "The prompt that is taken away, weighed with beta. Only its words count.")),
                 io.Float.Input(
-                    "alpha", display_name="alpha (of the positive)", default=2.0, min=-20.0, max=20.0, step=0.1,
+                    "alpha", display_name="alpha (positive)", default=2.0, min=-20.0, max=20.0, step=0.1,
                     round=0.001, tooltip=(
                         "Weight of the positive. 1 with beta 0 is the positive itself; the paper's examples use 1 "
                         "to 8.")),
                 io.Float.Input(
-                    "beta", display_name="beta (of the negative)", default=0.5, min=-20.0, max=20.0, step=0.1,
+                    "beta", display_name="beta (negative)", default=0.5, min=-20.0, max=20.0, step=0.1,
                     round=0.001, tooltip=(
                         "How much of the negative is taken away. Large values give strange colours.")),
             ],

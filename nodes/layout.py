@@ -37,10 +37,10 @@ def window_inputs() -> list[io.Input]:
     """The mixing window in fractions of the noise axis."""
     return [
         io.Float.Input(
-            "k_max", display_name="k_max (start of the mix)", default=0.6, min=0.0, max=1.0, step=0.01, tooltip=(
+            "k_max", display_name="k_max (mixes from)", default=0.6, min=0.0, max=1.0, step=0.01, tooltip=(
                 "Where sampling starts, as the fraction of noise: higher gives the content more freedom of shape.")),
         io.Float.Input(
-            "k_min", display_name="k_min (end of the mix)", default=0.3, min=0.0, max=1.0, step=0.01, tooltip=(
+            "k_min", display_name="k_min (mixes to)", default=0.3, min=0.0, max=1.0, step=0.01, tooltip=(
                 "Where mixing ends, as the fraction of noise: lower holds the layout longer.")),
     ]
 
@@ -50,7 +50,7 @@ def mix_inputs() -> list[io.Input]:
     nu = io.Float.Input("nu", display_name="nu (prompt's share)", default=0.5, min=0.0, max=1.0, step=0.01, tooltip=(
         "Content weight: 0 keeps the layout picture, 1 is plain image to image. "
         "Alike things mix at about 0.1, unlike ones at 0.5 to 0.9."))
-    values = io.String.Input("nu_per_image", display_name="nu_per_image (a list)", default="", tooltip=(
+    values = io.String.Input("nu_per_image", display_name="nu_per_image (list)", default="", tooltip=(
         "One nu for each image of the batch, such as '0.1, 0.3, 0.5': a whole sweep in one run. "
         "Images beyond the list use nu."))
     mask = io.Mask.Input("mask", optional=True, tooltip=(
@@ -103,7 +103,7 @@ class LayoutFromPrompt(io.ComfyNode):
                 seed_input("Seed of the start noise."),
                 *schedule_inputs(),
                 *window_inputs(),
-                io.Boolean.Input("finish", display_name="finish (paint the layout too)", default=False, tooltip=(
+                io.Boolean.Input("finish", display_name="finish (show layout)", default=False, tooltip=(
                     "Go on to the finished layout picture, to look at it. Costs the steps below k_min.")),
             ],
             outputs=[

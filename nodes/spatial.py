@@ -28,18 +28,18 @@ class GradientMask(io.ComfyNode):
                 io.Combo.Input("profile", options=list(PROFILES), default="linear", tooltip=(
                     "linear: an even blend from side to side. logistic: each style keeps its area, with a short "
                     "transition between.")),
-                io.Int.Input("parts", display_name="parts (along the angle)", default=2, min=2, max=MAX_MASKS,
+                io.Int.Input("parts", display_name="parts (along angle)", default=2, min=2, max=MAX_MASKS,
                              tooltip="How many styles along the angle."),
                 io.Float.Input(
                     "angle", display_name="angle (degrees)", default=0.0, min=-360.0, max=360.0, step=1.0, round=0.01,
                     tooltip=(
                         "Direction in degrees: 0 runs left to right, 90 top to bottom, 45 from corner to corner.")),
                 io.Float.Input(
-                    "sharpness", display_name="sharpness (logistic only)", default=20.0, min=0.0, max=1000.0, step=1.0,
+                    "sharpness", display_name="sharpness (logistic)", default=20.0, min=0.0, max=1000.0, step=1.0,
                     round=0.01, tooltip=(
                         "Steepness of the logistic transition: 20 takes 22% of the picture, 70 about 6%. linear "
                         "ignores it.")),
-                io.Int.Input("rows", display_name="rows (across the angle)", default=1, min=1, max=MAX_MASKS, tooltip=(
+                io.Int.Input("rows", display_name="rows (across angle)", default=1, min=1, max=MAX_MASKS, tooltip=(
                     "Styles across the angle as well: 2 parts and 2 rows are four corners, row by row. parts times "
                     "rows is at most 16.")),
             ],
@@ -75,7 +75,7 @@ class EpsilonMergeGuider(io.ComfyNode):
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=(
                     "Guidance scale of every style: how strongly it follows its prompt. Higher keeps styles apart.")),
                 io.String.Input(
-                    "cfg_per_style", display_name="cfg_per_style (a list)", default="", advanced=True, tooltip=(
+                    "cfg_per_style", display_name="cfg_per_style (list)", default="", advanced=True, tooltip=(
                         "A guidance scale for each style, such as '5, 7.5'. Styles beyond the list use cfg.")),
                 io.Autogrow.Input(
                     "positives", template=io.Autogrow.TemplatePrefix(prompt, prefix="positive_", min=2, max=MAX_MASKS),

@@ -27,7 +27,7 @@ class TokenScale(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
                 io.String.Input("text", default="", multiline=True, dynamic_prompts=True, tooltip=(
                     "The prompt, encoded as CLIP Text Encode does; (word:1.2) and embeddings work as there.")),
-                io.String.Input("scales", display_name="scales (phrase = factor)", default="", multiline=True, tooltip=(
+                io.String.Input("scales", display_name="scales (word = factor)", default="", multiline=True, tooltip=(
                     "One phrase a line: 'tiger = -1.5'. 1 changes nothing, 0 hides the words, below 0 removes what "
                     "they name, above 1 stresses it; from -10 to 10. 'tiger = [-1, 0, 1]' gives each image of a batch "
                     "its own value.")),
