@@ -18,7 +18,7 @@ SHIPPED = {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.m
            "demo/vae.safetensors", "demo/MODEL_CARD.md", "locales/zh/nodeDefs.json", "web/icon.svg"}
 ROOMS = {"attention_patches", "demo", "host", "locales", "metrics", "nodes", "samplers", "subgraphs", "web",
          "workflows"}
-BINARY = {".jpg", ".png", ".safetensors"}
+BINARY = {".gif", ".jpg", ".png", ".safetensors", ".webp"}
 LARGEST = 100 * 2**20
 
 
