@@ -138,7 +138,20 @@ def server() -> Iterator[Any]:
     from comfyui import Server
 
     host = environment.current()
-    with Server(host, paths_file=environment.paths_file(host), name="tests",
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    with Server(host, paths_file=environment.paths_file(host), name=f"tests{worker}",
                 arguments=["--preview-method", "auto", "--disable-api-nodes",
                            "--use-pytorch-cross-attention"]) as running:  # the kernel that most people have
         yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real browser; `tools/test.py` says at its end how many tests had none."""
+    import gui
+
+    missing = os.environ.get("MIXOLOGY_NO_BROWSER", "start the tests through tools/test.py.")
+    program = os.environ.get("MIXOLOGY_BROWSER", "")
+    if not program:
+        pytest.skip(f"no browser: {missing}")
+    yield from gui.start(program)

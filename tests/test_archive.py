@@ -11,6 +11,7 @@ from typing import Any
 import archive_rig
 import pytest
 from PIL import Image
+from titles import DEMO, template_path
 from workflow import Workflow
 
 pytestmark = [pytest.mark.server, pytest.mark.slow,
@@ -47,12 +48,8 @@ def test_all_nodes_are_offered(definitions: dict[str, Any], pack: dict[str, Any]
 
 
 def test_a_template_runs(bare: Any, unpacked: Path, definitions: dict[str, Any]) -> None:
-    texts = {path: path.read_text(encoding="utf-8") for path in sorted((unpacked / "workflows").glob("*.json"))}
-    path = next(path for path, text in texts.items() if '"MixologyLayoutNoise"' in text and "TokenScale" not in text)
+    path = unpacked / "workflows" / template_path(f"magicmix_image_text{DEMO}").name
     workflow = Workflow.load(path, definitions)
-    workflow.use_demo_checkpoint()
-    workflow.use_demo_picture(caption="a red circle on a blue background", width=SIDE, height=SIDE)
-    workflow.fit_pictures(SIDE)
     for name in workflow.ids("MixologyLayoutMixKSampler"):
         workflow.set_inputs(name, steps=STEPS)
     run = bare.post(workflow.prompt, seconds=300)
@@ -82,3 +79,10 @@ def test_translations_are_served(bare: Any, pack: dict[str, Any]) -> None:
 def test_templates_and_their_pictures_are_served(bare: Any, unpacked: Path) -> None:
     names = {path.stem for path in (unpacked / "workflows").glob("*.json")}
     assert names and set(bare.get_json("/workflow_templates")[NAME]) == names
+
+
+def test_blueprints_are_served(bare: Any, unpacked: Path) -> None:
+    names = {path.stem for path in (unpacked / "subgraphs").glob("*.json")}
+    served = {entry["name"] for entry in bare.get_json("/global_subgraphs").values()
+              if entry["info"]["node_pack"] == f"custom_nodes.{NAME}"}
+    assert names and served == names

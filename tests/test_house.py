@@ -285,12 +285,6 @@ def test_every_node_is_translated(language: str, pack: dict[str, Any]) -> None:
             assert part.get("name") and part.get("tooltip"), (name, part)
 
 
-def test_every_template_has_a_picture() -> None:
-    templates = sorted((ROOT / "workflows").glob("*.json"))
-    assert len(templates) >= 2
-    assert not [path.name for path in templates if not path.with_suffix(".jpg").exists()]
-
-
 def test_no_file_names_a_package_registry() -> None:
     paths = [path for path in files(ROOT) if path.suffix in TEXT]
     assert len(paths) > 10

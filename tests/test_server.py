@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy
 import pytest
@@ -13,12 +14,12 @@ import torch
 from environment import PACK
 from mixology.metrics.image import ssim
 from PIL import Image
+from titles import ALL, DEMO, WORKFLOWS, template_path
 from workflow import Workflow
 
 pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATES = sorted(path.name for path in (ROOT / "workflows").glob("*.json"))
 REFERENCES = ROOT / "tests" / "references"  # written anew by --write-references
 SIDE, STEPS = 128, 10
 ALIKE = 0.9  # SSIM with a JPEG of the picture; a wrong wire gives less than 0.8
@@ -32,8 +33,10 @@ def definitions(server: Any) -> dict[str, Any]:
 
 
 def load_template(name: str, definitions: dict[str, Any]) -> Workflow:
-    """A template wired to the demo checkpoint and a drawn picture."""
-    workflow = Workflow.load(ROOT / "workflows" / name, definitions)
+    """A template by its short name: one for real checkpoints wired to the demo checkpoint and a drawn picture."""
+    workflow = Workflow.load(template_path(name), definitions)
+    if name.endswith(DEMO):
+        return workflow
     workflow.use_demo_checkpoint()
     workflow.use_demo_picture(caption="a striped red circle on a blue background", width=SIDE, height=SIDE)
     workflow.fit_pictures(SIDE)
@@ -51,10 +54,6 @@ def test_all_nodes_are_offered(definitions: dict[str, Any], pack: dict[str, Any]
     offered = {name for name in definitions if name.startswith("Mixology")}
     assert offered == set(pack) and offered
     assert all(definitions[name]["python_module"] == f"custom_nodes.{PACK}" for name in offered)
-
-
-def test_there_are_templates() -> None:
-    assert len(TEMPLATES) >= 2
 
 
 def find_extremes(picture: Image.Image) -> tuple[int, int]:
@@ -77,7 +76,7 @@ def saved_pictures(run: Any, workflow: Workflow) -> torch.Tensor:
 
 def compare(name: str, pictures: torch.Tensor, write: bool) -> float:
     """Structural similarity of the least alike of a template's pictures to its references."""
-    path = REFERENCES / f"{Path(name).stem}.jpg"
+    path = REFERENCES / f"{name}.jpg"
     if write:
         strip = (torch.cat(list(pictures), dim=1) * 255).round().to(torch.uint8).numpy()
         Image.fromarray(strip).save(path, quality=92)
@@ -87,7 +86,7 @@ def compare(name: str, pictures: torch.Tensor, write: bool) -> float:
 
 
 @pytest.mark.seam
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_template_paints_its_picture(name: str, server: Any, definitions: dict[str, Any],
                                        pytestconfig: pytest.Config) -> None:
     """The stored one but for rounding: a wrong wire or weight gives another (see below)."""
@@ -109,20 +108,20 @@ def test_a_template_paints_its_picture(name: str, server: Any, definitions: dict
 
 def test_a_wrong_wire_paints_another_picture(server: Any, definitions: dict[str, Any]) -> None:
     """So the margin of the test above tells them apart."""
-    workflow = load_template("magicmix_image_text.json", definitions)
+    workflow = load_template("magicmix_image_text", definitions)
     set_steps(workflow, STEPS)
     (sampling,) = workflow.ids("MixologyLayoutMixKSampler")
     inputs = workflow.prompt[sampling]["inputs"]
     inputs["positive"], inputs["negative"] = inputs["negative"], inputs["positive"]
     run = server.post(workflow.prompt, seconds=300)
-    assert compare("magicmix_image_text.json", saved_pictures(run, workflow), False) < ALIKE - 0.1
+    assert compare("magicmix_image_text", saved_pictures(run, workflow), False) < ALIKE - 0.1
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupt_leaves_the_server_ready(name: str, server: Any, definitions: dict[str, Any]) -> None:
     """In each kind of sampling: layout mixing and its recorder, the Cycle Sampler, a merging guider, an inversion, a
     fusion, and the host's own sampler."""
-    workflow = load_template(f"{name}.json", definitions)
+    workflow = load_template(name, definitions)
     set_steps(workflow, 900)
     seen: list[str] = []
 
@@ -139,7 +138,7 @@ def test_an_interrupt_leaves_the_server_ready(name: str, server: Any, definition
 def test_bad_input_is_one_sentence(server: Any, definitions: dict[str, Any]) -> None:
     from commands import Failure
 
-    workflow = load_template("magicmix_image_text.json", definitions)
+    workflow = load_template("magicmix_image_text", definitions)
     workflow.set("Layout Mix", k_max=0.2, k_min=0.5)
     with pytest.raises(Failure, match="k_max") as caught:
         server.post(workflow.prompt, seconds=300)
@@ -148,9 +147,9 @@ def test_bad_input_is_one_sentence(server: Any, definitions: dict[str, Any]) -> 
 
 def test_templates_and_their_pictures_are_served(server: Any) -> None:
     listed = server.get_json("/workflow_templates")[PACK]
-    assert sorted(listed) == [Path(name).stem for name in TEMPLATES]
-    for name in TEMPLATES:
-        address = f"/api/workflow_templates/{PACK}/{Path(name).stem}"
+    assert sorted(listed) == sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    for name in listed:
+        address = f"/api/workflow_templates/{PACK}/{quote(name)}"
         assert json.loads(server.get(f"{address}.json"))["nodes"]
         assert server.get(f"{address}.jpg").startswith(b"\xff\xd8")
 

@@ -92,10 +92,11 @@ def test_a_growing_input_is_wired_socket_by_socket() -> None:
                            "mask": ["MASK", {}]}}
     merge = SimpleNamespace(RETURN_TYPES=("GUIDER",), INPUT_TYPES=lambda: inputs)
     latent = SimpleNamespace(RETURN_TYPES=("LATENT",), INPUT_TYPES=lambda: DEFINITIONS["Latent"]["input"])
-    drawn = Graph({"Merge": merge, "Latent": latent})
-    sources = [(drawn.add("Latent", "", (0, 0), (1, 1)), 0) for _ in range(3)]
-    for wired in (sources[:2], sources):
-        drawn.add("Merge", "", (0, 0), (1, 1), prompts=wired)
+    drawn = Graph({"Merge": merge, "Latent": latent}, {})
+    with drawn.group("All"):
+        sources = [(drawn.add("Latent"), 0) for _ in range(3)]
+        for wired in (sources[:2], sources):
+            drawn.add("Merge", prompts=wired)
     sockets = drawn.nodes[3]["inputs"]
     names = ["prompts.prompt_0", "prompts.prompt_1", "prompts.prompt_2", "mask"]
     assert [socket["name"] for socket in sockets] == names

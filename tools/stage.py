@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from comfyui import Event, Run, Server
 from commands import ROOT, Failure
 from progress import Progress
+from titles import template_path
 from workflow import Workflow
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Stage:
         return self.checkpoint.side if self.checkpoint else 128
 
     def load(self, template: str) -> Workflow:
-        """A template of this pack, wired to the checkpoint that the shows run on."""
-        workflow = Workflow.load(ROOT / "workflows" / template, self.definitions)
+        """A template of this pack by its short name, wired to the checkpoint that the shows run on."""
+        workflow = Workflow.load(template_path(template), self.definitions)
         if self.checkpoint is None:
             workflow.use_demo_checkpoint()
         else:

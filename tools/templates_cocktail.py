@@ -1,113 +1,93 @@
 """The templates of Diffusion Cocktail."""
 from __future__ import annotations
 
-from typing import Any
-
 from graph import Graph, Link
-from template_parts import CHECKPOINT, Place, add_picture
+from worlds import DREAM, Model, Real, sample, save, say_text
 
-OTHER = "dreamshaper_8.safetensors"
-LORA = "your_style_lora.safetensors"
 NEGATIVE = "worst quality, blurry"
+LIGHTHOUSE = "a photo of a lighthouse on a cliff by the sea"
+STAR = "a striped red star on a blue background"
 
 
-def add_inversion(graph: Graph, at: Place, model: Link, clip: Link, text: str, latent: Link) -> int:
+def paint_source(graph: Graph, world: Real, model: Model, text: str) -> Link:
+    """A picture that the source model paints: its latent."""
+    size = world.size(graph)
+    prompt = say_text(graph, "Source prompt", model, text)
+    negative = say_text(graph, "Source negative", model, world.say(NEGATIVE, ""))
+    painted = sample(graph, model.model, prompt, negative, size, 30, world.pick(7.5, 4.0), "Source", seed=21)
+    seen = graph.add("VAEDecode", "Source", samples=painted, vae=model.vae)
+    graph.add("PreviewImage", "Source picture", images=(seen, 0))
+    return painted
+
+
+def invert(graph: Graph, world: Real, model: Model, text: str, latent: Link) -> Link:
     """The picture's way back to noise, read with what it shows."""
-    x, y = at
-    shown = graph.add("CLIPTextEncode", "What the picture shows", (x, y), (400, 120), clip=clip, text=text)
-    unwanted = graph.add("CLIPTextEncode", "What it does not show", (x, y + 170), (400, 100), clip=clip, text=NEGATIVE)
-    blend = graph.add("MixologyBlendPrompts", "Blend Prompts", (x, y + 320), (300, 110), positive=(shown, 0),
-                      negative=(unwanted, 0))
-    return graph.add("MixologyInvert", "Invert", (x, y + 480), (300, 190), model=model, conditioning=(blend, 0),
-                     latent=latent)
+    shown = say_text(graph, "What the picture shows", model, text)
+    if not world.suffix:  # Ditail's blend of prompts
+        unwanted = say_text(graph, "What it does not show", model, NEGATIVE)
+        shown = graph.add("MixologyBlendPrompts", positive=shown, negative=unwanted), 0
+    return graph.add("MixologyInvert", model=model.model, conditioning=shown, latent=latent,
+                     steps=int(world.pick(50, 30))), 0
 
 
-def add_cocktail(graph: Graph, at: Place, model: Link, clip: Link, vae: Link, text: str, inversion: int) -> None:
+def repaint(graph: Graph, world: Real, model: Model, text: str, trajectory: Link) -> None:
     """Sampling with the target model along the trajectory, to the saved picture."""
-    x, y = at
-    empty = graph.add("CLIPTextEncode", "Empty prompt", (x, y), (400, 80), clip=clip, text="")
-    positive = graph.add("CLIPTextEncode", "What it shall become", (x, y + 130), (400, 140), clip=clip, text=text)
-    negative = graph.add("CLIPTextEncode", "Negative prompt", (x, y + 320), (400, 100), clip=clip, text=NEGATIVE)
-    mix = graph.add("MixologyCocktailKSampler", "Cocktail", (x + 460, y), (320, 250), model=model,
-                    trajectory=(inversion, 0), source_conditioning=(empty, 0), positive=(positive, 0),
-                    negative=(negative, 0))
-    decode = graph.add("VAEDecode", "VAE Decode", (x + 840, y), (220, 50), samples=(mix, 0), vae=vae)
-    graph.add("SaveImage", "Save Image", (x + 840, y + 110), (400, 420), images=(decode, 0),
-              filename_prefix="mixology/cocktail")
+    with graph.group("What it becomes", 300):
+        empty = say_text(graph, "Empty prompt", model, "")
+        positive = say_text(graph, "What it shall become", model, text)
+        negative = say_text(graph, "Negative prompt", model, world.say(NEGATIVE, ""))
+    with graph.group("Repaint along that way"):
+        mix = graph.add("MixologyCocktailKSampler", change=True, model=model.model, trajectory=trajectory,
+                        source_conditioning=empty, positive=positive, negative=negative, cfg=world.pick(7.5, 3.0))
+        save(graph, (mix, 0), model, "cocktail")
 
 
-def add_source(graph: Graph, checkpoint: int, text: str) -> int:
-    """A picture that the source model paints: the sampler's node."""
-    size = graph.add("EmptyLatentImage", "Picture size", (0, 150), (320, 110), width=512, height=512)
-    prompt = graph.add("CLIPTextEncode", "Source prompt", (0, 310), (320, 120), clip=(checkpoint, 1), text=text)
-    negative = graph.add("CLIPTextEncode", "Source negative", (0, 480), (320, 100), clip=(checkpoint, 1),
-                         text=NEGATIVE)
-    sampler = graph.add("KSampler", "Source", (0, 630), (320, 270), model=(checkpoint, 0), positive=(prompt, 0),
-                        negative=(negative, 0), latent_image=(size, 0), steps=30, cfg=7.5, sampler_name="ddim",
-                        scheduler="ddim_uniform")
-    seen = graph.add("VAEDecode", "Decode source", (380, 730), (220, 50), samples=(sampler, 0), vae=(checkpoint, 2))
-    graph.add("PreviewImage", "Source picture", (380, 830), (320, 300), images=(seen, 0))
-    return sampler
+def checkpoints(graph: Graph, world: Real) -> list[str]:
+    text = world.say(LIGHTHOUSE, STAR)
+    with graph.group("Two models"):
+        source = world.model(graph, "Source checkpoint")
+        target = world.model(graph, "Target checkpoint", DREAM, "sketch")
+    with graph.group("The source's picture", 300):
+        painted = paint_source(graph, world, source, text)
+    with graph.group("Its way back to noise", 300):
+        trajectory = invert(graph, world, source, text, painted)
+    repaint(graph, world, target, world.say("a lighthouse on a cliff by the sea", STAR), trajectory)
+    return ["**Diffusion Cocktail: the content of one model, the style of another.** The source paints a picture, DDIM "
+            "Inversion follows it back to noise, the target paints from there; the source's attention and features "
+            "hold the structure.",
+            "Change: both models (of one family), the prompts. **attention_until** and **features_until** higher: "
+            "more structure; lower: more of the target's own. A higher **cfg** changes more of the look.",
+            world.files + world.larger]
 
 
-def cocktail_checkpoints(definitions: dict[str, Any]) -> Graph:
-    graph = Graph(definitions)
-    source = graph.add("CheckpointLoaderSimple", "Source checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
-    target = graph.add("CheckpointLoaderSimple", "Target checkpoint", (840, 0), (320, 100), ckpt_name=OTHER)
-    text = "a photo of a lighthouse on a cliff by the sea"
-    sampler = add_source(graph, source, text)
-    inversion = add_inversion(graph, (380, 0), (source, 0), (source, 1), text, (sampler, 0))
-    add_cocktail(graph, (840, 150), (target, 0), (target, 1), (target, 2), "a lighthouse on a cliff by the sea",
-                 inversion)
-    graph.note(
-        "**Diffusion Cocktail: the content of one model, the style of another.**\n\n"
-        "1. The source checkpoint paints a picture. **Invert** follows it back to noise.\n"
-        "2. **Cocktail** starts from that noise with the target checkpoint. The way of the source picture is read "
-        "again at each step and lends its attention and features, so that its structure stays.\n"
-        "3. **attention_until** and **features_until** higher: more structure; lower: more of the target's own. A "
-        "higher **cfg** changes more of the look.\n\n"
-        "Both checkpoints must be of one family (two SD1.x, or two SDXL). SDXL: set Picture size to 1024 x 1024.",
-        (840, 760), (400, 360))
-    return graph
+def lora(graph: Graph, world: Real) -> list[str]:
+    with graph.group("Model and style"):
+        source = world.model(graph)
+        target = world.lora(graph, source, 0.9)
+    with graph.group("The model's picture", 300):
+        painted = paint_source(graph, world, source, LIGHTHOUSE)
+    with graph.group("Its way back to noise", 300):
+        trajectory = invert(graph, world, source, LIGHTHOUSE, painted)
+    repaint(graph, world, target, "pixel art, PixArFK, a lighthouse on a cliff by the sea", trajectory)
+    return ["**Diffusion Cocktail with a LoRA: the same picture in the LoRA's style.** The checkpoint paints a "
+            "picture, DDIM Inversion follows it back to noise without the LoRA, and it is painted anew with it.",
+            "Change: the LoRA (with its trigger words in *What it shall become*) and its strength, the prompts, "
+            "**cfg**; **attention_until** and **features_until** say how much of the structure stays.",
+            "LoRAs go to models/loras. " + world.files + world.larger]
 
 
-def cocktail_lora(definitions: dict[str, Any]) -> Graph:
-    graph = Graph(definitions)
-    source = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
-    lora = graph.add("LoraLoader", "Style LoRA", (840, 0), (320, 130), model=(source, 0), clip=(source, 1),
-                     lora_name=LORA, strength_model=0.7, strength_clip=0.7)
-    text = "a photo of a lighthouse on a cliff by the sea"
-    sampler = add_source(graph, source, text)
-    inversion = add_inversion(graph, (380, 0), (source, 0), (source, 1), text, (sampler, 0))
-    add_cocktail(graph, (840, 180), (lora, 0), (lora, 1), (source, 2), "a lighthouse on a cliff by the sea", inversion)
-    graph.note(
-        "**Diffusion Cocktail with a LoRA: the same picture in the LoRA's style.**\n\n"
-        "1. The checkpoint paints a picture, and **Invert** follows it back to noise without the LoRA.\n"
-        "2. **Cocktail** paints it anew with the LoRA. Add the LoRA's trigger words to *What it shall become*, and "
-        "they help in *What the picture shows* too.\n"
-        "3. The LoRA's **strength** and **cfg** decide how far the style goes; **attention_until** and "
-        "**features_until** how much of the structure stays.\n\n"
-        "SDXL: set Picture size to 1024 x 1024.", (840, 790), (400, 320))
-    return graph
-
-
-def cocktail_photo(definitions: dict[str, Any]) -> Graph:
-    graph = Graph(definitions)
-    checkpoint = graph.add("CheckpointLoaderSimple", "Load Checkpoint", (0, 0), (320, 100), ckpt_name=CHECKPOINT)
-    encode = add_picture(graph, "Picture", (0, 150), checkpoint, (0, 690))
-    inversion = add_inversion(graph, (380, 0), (checkpoint, 0), (checkpoint, 1),
-                              "a drawing of a girl in a pink dress on a green hill", (encode, 0))
-    add_cocktail(graph, (840, 0), (checkpoint, 0), (checkpoint, 1), (checkpoint, 2),
-                 "a watercolor painting of a girl in a pink dress on a green hill", inversion)
-    graph.note(
-        "**Diffusion Cocktail: a photo in another style, its structure kept.**\n\n"
-        "1. Choose a picture and say what it shows. **Invert** follows it back to noise.\n"
-        "2. Say what it shall become. A **style checkpoint or LoRA** for Cocktail's model does more than words: load "
-        "it beside this one, with its own CLIP for the three prompts on the right.\n"
-        "3. **Save Trajectory** keeps an inversion for later: painting it again skips that part.\n\n"
-        "SDXL: set Fit size to 1 megapixel.", (840, 480), (400, 300))
-    return graph
-
-
-TEMPLATES = {"cocktail_checkpoints": cocktail_checkpoints, "cocktail_lora": cocktail_lora,
-             "cocktail_photo": cocktail_photo}
+def photo(graph: Graph, world: Real) -> list[str]:
+    with graph.group("Model and picture"):
+        model = world.model(graph, name="sketch")
+        picture = world.picture(graph, "Picture", "a plain red circle on a white background")
+    with graph.group("Its way back to noise", 300):
+        latent = world.encode(graph, picture, model)
+        trajectory = invert(graph, world, model, world.say(
+            "a drawing of a girl in a pink dress on a green hill", "a plain red circle on a white background"), latent)
+    repaint(graph, world, model, world.say("a watercolor painting of a girl in a pink dress on a green hill",
+                                           "a plain red circle on a white background"), trajectory)
+    return ["**Diffusion Cocktail: a photo in another style, its structure kept.** DDIM Inversion follows the picture "
+            "back to noise; KSampler (Cocktail) paints it anew along the same way.",
+            "Change: the picture, what it shows and what it shall become. A style checkpoint or LoRA for repainting "
+            "does more than words: load it beside this one, with its own CLIP for the prompts on the right. Save "
+            "Trajectory keeps an inversion for later.", world.files + world.larger]

@@ -12,9 +12,10 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import browser
 import environment
 from commands import WORK, guarded, say
 
@@ -31,6 +32,7 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
     trouble: list[str] = []
+    blind = ""
     counts: Counter[str] = Counter()
     spread = spread_tests(options.workers or (1 if options.pytest else 2))
     host = environment.prepare(dev=True)
@@ -38,13 +40,19 @@ def main() -> int:
         trouble += lint(host)
     if options.only in (None, "main"):
         marks = ["-m", "not meaning and not slow"] if options.quick else []
-        trouble += run_tests(host, "main", [*spread, *marks, *options.pytest], counts)
+        seen = {} if options.quick else browser.provide(host)
+        trouble += run_tests(host, "main", [*spread, *marks, *options.pytest], counts, seen)
+        blind = browser.complain(count_blind(WORK / "reports" / "main.xml"), seen)
     if options.only == "oldest" or (options.only is None and not options.quick and not os.environ.get("COMFYUI_PATH")):
         oldest = environment.prepare(environment.OLDEST, dev=True)
         marks = ["-m", "seam and not meaning and not slow"]
         trouble += run_tests(oldest, "oldest", [*spread, *marks, *options.pytest], counts)
+    if blind and os.environ.get("CI") == "true":
+        trouble.append("the browser")
     say(f"\nMixology: {'failed: ' + ', '.join(trouble) if trouble else 'all passed'} "
         f"in {time.monotonic() - started:.0f} seconds.")
+    if blind:
+        say(blind)
     if counts:
         failed = counts["failures"] + counts["errors"]
         passed = counts["tests"] - failed - counts["skipped"]
@@ -68,14 +76,22 @@ def lint(host: environment.Host) -> list[str]:
     return trouble
 
 
-def run_tests(host: environment.Host, name: str, arguments: Sequence[str], counts: Counter[str]) -> list[str]:
+def run_tests(host: environment.Host, name: str, arguments: Sequence[str], counts: Counter[str],
+              variables: Mapping[str, str] | None = None) -> list[str]:
     """pytest on one host; adds up its counts and returns what failed."""
     say(f"\npytest on ComfyUI {host.version} ...")
     report = WORK / "reports" / f"{name}.xml"
     report.unlink(missing_ok=True)
-    status = host.start("module", "pytest", [f"--junitxml={report}", "--durations=10", *arguments], ONE_THREAD)
+    status = host.start("module", "pytest", [f"--junitxml={report}", "--durations=10", *arguments],
+                        {**ONE_THREAD, **(variables or {})})
     counts.update(read_counts(report))
     return [] if status == 0 else [f"pytest on ComfyUI {host.version}"]
+
+
+def count_blind(report: Path) -> int:
+    """The tests of a junit report that had no browser."""
+    skipped = ElementTree.parse(report).getroot().iter("skipped") if report.exists() else ()
+    return sum("no browser:" in entry.get("message", "") for entry in skipped)
 
 
 def read_counts(report: Path) -> Counter[str]:

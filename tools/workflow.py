@@ -44,8 +44,10 @@ class Workflow:
         return cls(convert(graph, definitions, path.name), definitions)
 
     def find(self, title: str) -> str:
-        """The id of the one node with this title."""
-        found = [name for name, node in self.prompt.items() if node["_meta"]["title"] == title]
+        """The id of the one node with this title, with this role at its title's end, or of this class."""
+        found = [name for name, node in self.prompt.items()
+                 if title in (node["_meta"]["title"], node["class_type"])
+                 or node["_meta"]["title"].endswith(f" ({title})")]
         if len(found) != 1:
             raise Failure(f"The workflow should have one node titled {title!r}, it has {len(found)}.")
         return found[0]

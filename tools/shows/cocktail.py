@@ -56,7 +56,7 @@ def mix_checkpoints(stage: Stage) -> Section:
     for index, caption in enumerate(captions_for(stage.checkpoint is not None)):
         pictures: list[Picture] = []
         for attention, features in RATIOS:
-            workflow = prepare(stage, "cocktail_checkpoints.json", caption, SEED + index)
+            workflow = prepare(stage, "cocktail_checkpoints", caption, SEED + index)
             workflow.set("Cocktail", attention_until=attention, features_until=features)
             run = stage.run(workflow, f"{caption}: attention {attention:g}, features {features:g}")
             if not pictures:
@@ -80,8 +80,8 @@ def mix_with_lora(stage: Stage) -> Section:
     for index, caption in enumerate(DEMO_CAPTIONS):
         pictures: list[Picture] = []
         for attention, features in (RATIOS[0], RATIOS[2]):
-            workflow = prepare(stage, "cocktail_lora.json", caption, SEED + 10 + index)
-            workflow.set("Style LoRA", strength_model=1.0)
+            workflow = prepare(stage, "cocktail_lora", caption, SEED + 10 + index)
+            workflow.set("LoraLoader", strength_model=1.0)
             workflow.set("Cocktail", attention_until=attention, features_until=features)
             run = stage.run(workflow, f"LoRA: {caption}")
             if not pictures:
@@ -102,7 +102,7 @@ def pair_models(stage: Stage) -> Section:
     for source in MODELS:
         pictures: list[Picture] = []
         for target in MODELS:
-            workflow = prepare(stage, "cocktail_checkpoints.json", DEMO_CAPTIONS[0], SEED, source, target)
+            workflow = prepare(stage, "cocktail_checkpoints", DEMO_CAPTIONS[0], SEED, source, target)
             run = stage.run(workflow, f"from {source} to {target}")
             if not pictures:
                 pictures.append(Picture(run.images[workflow.find("Source picture")][0], f"painted by {source}",
@@ -125,7 +125,8 @@ def raise_guidance(stage: Stage) -> Section:
         for cfg in CFGS:
             workflow = prepare_photo(stage, picture, text, SEED, twice)
             workflow.set("Cocktail", cfg=cfg)
-            shown = workflow.add("PreviewImage", images=workflow.prompt[workflow.find("Fit size")]["inputs"]["image"])
+            fitted = workflow.prompt[workflow.find("ImageScaleToTotalPixels")]["inputs"]
+            shown = workflow.add("PreviewImage", images=fitted["image"])
             run = stage.run(workflow, f"{title}: cfg {cfg:g}")
             if not pictures:
                 pictures.append(Picture(run.images[shown][0], "source", source=True))
@@ -143,7 +144,7 @@ def prepare(stage: Stage, template: str, caption: str, seed: int, source: str = 
         workflow.set(title, text=caption)
     workflow.set("Source", seed=seed)
     if stage.checkpoint is None:
-        if template == "cocktail_checkpoints.json":
+        if template == "cocktail_checkpoints":
             workflow.set("Source checkpoint", name=source)
             workflow.set("Target checkpoint", name=target)
         if target != MODELS[0]:
@@ -155,7 +156,7 @@ def prepare(stage: Stage, template: str, caption: str, seed: int, source: str = 
 
 def prepare_photo(stage: Stage, picture: str, text: str, seed: int, twice: bool) -> Workflow:
     """The template on a drawn picture, or on two small ones side by side above an empty half."""
-    workflow = stage.load("cocktail_photo.json")
+    workflow = stage.load("cocktail_photo")
     side = stage.side // 2 if twice else stage.side
     workflow.use_demo_picture(caption=picture, seed=seed, width=side, height=side)
     if twice:
@@ -164,7 +165,7 @@ def prepare_photo(stage: Stage, picture: str, text: str, seed: int, twice: bool)
         rest = workflow.add("MixologyDemoPicture", caption=f"a {picture.split()[-2]} background", seed=seed,
                             width=stage.side, height=side)
         whole = workflow.add("ImageStitch", image1=[pair, 0], image2=[rest, 0], direction="down")
-        workflow.set("Fit size", image=[whole, 0])
+        workflow.set("ImageScaleToTotalPixels", image=[whole, 0])
     workflow.set("What the picture shows", text=picture)
     workflow.set("What it shall become", text=text)
     set_demo(workflow)
@@ -181,17 +182,17 @@ def set_demo(workflow: Workflow) -> None:
     for title in ("What it does not show", "Negative prompt"):
         workflow.set(title, text="")
     for name in workflow.ids("CLIPTextEncode"):
-        if workflow.prompt[name]["_meta"]["title"] == "Source negative":
+        if workflow.prompt[name]["_meta"]["title"].endswith("(Source negative)"):
             workflow.set_inputs(name, text="")
     workflow.set("Blend Prompts", alpha=1.0, beta=0.0)
-    workflow.set("Invert", steps=STEPS)
+    workflow.set("MixologyInvert", steps=STEPS)
     workflow.set("Cocktail", cfg=DEMO_CFG)
 
 
 def read_settings(workflow: Workflow) -> dict[str, str]:
     """The widgets that are the same in every row."""
     found = {}
-    for title in ("Blend Prompts", "Invert", "Cocktail"):
+    for title in ("Blend Prompts", "MixologyInvert", "Cocktail"):
         inputs = workflow.prompt[workflow.find(title)]["inputs"]
         found |= {key: str(value) for key, value in inputs.items() if not isinstance(value, list)}
     return {key: value for key, value in found.items() if not key.endswith("_until")}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SEED = 3
 DEMO_CFG, DEMO_STEPS = 4.0, 20  # the demo checkpoint's own
 REAL_NEGATIVE = "blurry, low quality"
-EPSILON, ATTENTION = "dual_style_epsilon.json", "dual_style_attention.json"
+EPSILON, ATTENTION = "dual_style_epsilon", "dual_style_attention"
 CORNER_PICTURES = 4
 TEXTURES = ("striped", "dotted")  # left, right
 Styles = tuple[str, str, str]  # the left prompt, the right one, and one that names both
@@ -93,7 +93,7 @@ def merge_styles(stage: Stage) -> Section:
         strip.insert(4, Picture(write_picture(faded[0]), "pixels faded"))
         section.strips.append(Strip(strip, f"{left}  |  {right}"))
         merged = prepare_styles(stage, EPSILON, left, right)
-        section.settings = read_settings(merged, "Who paints where", "Merge", "Steps")
+        section.settings = read_settings(merged, "MixologyGradientMask", "MixologyEpsilonMergeGuider", "BasicScheduler")
     section.seconds = time.monotonic() - started
     return section
 
@@ -101,22 +101,22 @@ def merge_styles(stage: Stage) -> Section:
 def paint_corners(stage: Stage) -> Section:
     section = Section("Dual style: four corners", "Four prompts, two masks across and two down; one noise a picture.")
     started = time.monotonic()
-    workflow = stage.load("four_corners.json")
-    workflow.set("Picture size", batch_size=CORNER_PICTURES)
-    workflow.set("Noise", noise_seed=SEED)
+    workflow = stage.load("four_corners")
+    workflow.set("EmptyLatentImage", batch_size=CORNER_PICTURES)
+    workflow.set("RandomNoise", noise_seed=SEED)
     saved = workflow.find("Save Image")
     if stage.checkpoint is None:
         set_demo_sampling(workflow)
         for texts, sharpness, scales in DEMO_CORNERS:
             for title, text in zip(("Top left", "Top right", "Bottom left", "Bottom right"), texts):
                 workflow.set(title, text=text)
-            workflow.set("Who paints where", sharpness=sharpness)
-            workflow.set("Merge", cfg_per_style=scales)
+            workflow.set("MixologyGradientMask", sharpness=sharpness)
+            workflow.set("MixologyEpsilonMergeGuider", cfg_per_style=scales)
             pictures = [Picture(data) for data in stage.run(workflow, "four corners").images[saved]]
             section.strips.append(Strip(pictures, "  |  ".join(texts)))
     else:
         section.strips.append(Strip([Picture(data) for data in stage.run(workflow, "four corners").images[saved]]))
-    section.settings = read_settings(workflow, "Who paints where", "Merge", "Steps")
+    section.settings = read_settings(workflow, "MixologyGradientMask", "MixologyEpsilonMergeGuider", "BasicScheduler")
     section.seconds = time.monotonic() - started
     return section
 
@@ -133,7 +133,7 @@ def restyle_pictures(stage: Stage) -> Section:
         shown = workflow.add("SaveImage", images=[workflow.find("Picture"), 0], filename_prefix="mixology/picture")
         pictures: list[Picture] = []
         for denoise in DENOISES:
-            workflow.set("Steps", denoise=denoise)
+            workflow.set("BasicScheduler", denoise=denoise)
             run = stage.run(workflow, f"restyling: {left}")
             pictures = pictures or [Picture(run.images[shown][0], "picture", source=True)]
             pictures.append(Picture(run.images[workflow.find("Save Image")][0], f"denoise {denoise:g}"))
@@ -143,7 +143,7 @@ def restyle_pictures(stage: Stage) -> Section:
             run = stage.run(workflow, f"two styles: {thing}")
             pictures.append(Picture(run.images[workflow.find("Save Image")][0], f"two, {method} merge"))
         section.strips.append(Strip(pictures, thing))
-        section.settings = read_settings(workflow, "Cycle", "Steps")
+        section.settings = read_settings(workflow, "MixologyCycleSampler", "BasicScheduler")
     if stage.checkpoint is None:
         section.tables = [measure_merges(stage)]
     section.seconds = time.monotonic() - started
@@ -157,7 +157,7 @@ def prepare_styles(stage: Stage, template: str, left: str, right: str) -> Workfl
     workflow.set("Right style", text=right)
     workflow.set("Negative prompt", text=REAL_NEGATIVE if stage.checkpoint else "")
     if template == EPSILON:
-        workflow.set("Noise", noise_seed=SEED)
+        workflow.set("RandomNoise", noise_seed=SEED)
     else:
         workflow.set("KSampler", seed=SEED)
     if stage.checkpoint is None:
@@ -176,11 +176,11 @@ def set_demo_sampling(workflow: Workflow) -> None:
 
 def prepare_restyling(stage: Stage, thing: str, target: str, seed: int) -> Workflow:
     """The restyling template on a plain drawing of `thing`."""
-    workflow = stage.load("restyle_photo.json")
+    workflow = stage.load("restyle_photo")
     workflow.use_demo_picture(caption=f"a plain {thing}", seed=seed, width=stage.side, height=stage.side)
     workflow.set("What the picture shows", text=f"a plain {thing}")
     workflow.set("What it shall become", text=target)
-    workflow.set("Noise", noise_seed=seed)
+    workflow.set("RandomNoise", noise_seed=seed)
     if stage.checkpoint is None:
         set_demo_sampling(workflow)
     return workflow
@@ -188,7 +188,7 @@ def prepare_restyling(stage: Stage, thing: str, target: str, seed: int) -> Workf
 
 def share_restyling(workflow: Workflow, method: str, profile: str, left: str, right: str) -> None:
     """Puts two prompts in the place of the one that restyles."""
-    target = workflow.prompt[workflow.find("Target")]["inputs"]
+    target = workflow.prompt[workflow.find("CFGGuider")]["inputs"]
     clip = workflow.prompt[workflow.find("What it shall become")]["inputs"]["clip"]
     masks = [workflow.add("MixologyGradientMask", profile=profile), 0]
     texts = [[workflow.add("CLIPTextEncode", clip=clip, text=text), 0] for text in (left, right)]
@@ -196,11 +196,11 @@ def share_restyling(workflow: Workflow, method: str, profile: str, left: str, ri
         guider = workflow.add("MixologyEpsilonMergeGuider", model=target["model"], masks=masks,
                               negative=target["negative"], cfg=target["cfg"],
                               **{f"positives.positive_{index}": text for index, text in enumerate(texts)})
-        workflow.set("Sample", guider=[guider, 0])
+        workflow.set("SamplerCustomAdvanced", guider=[guider, 0])
     else:
         merge = workflow.add("MixologyAttentionMerge", model=target["model"], masks=masks,
                              **{f"conditionings.conditioning_{index}": text for index, text in enumerate(texts)})
-        workflow.set("Target", model=[merge, 0], positive=[merge, 1])
+        workflow.set("CFGGuider", model=[merge, 0], positive=[merge, 1])
 
 
 def read_settings(workflow: Workflow, *titles: str) -> dict[str, str]:
@@ -276,7 +276,7 @@ def gather_merges(stage: Stage) -> tuple[torch.Tensor, dict[tuple[str, str], tor
 
 def sample_one(stage: Stage, workflow: Workflow) -> torch.Tensor:
     """The picture [1, H, W, C] that a restyling workflow makes in the table's number of steps."""
-    workflow.set("Steps", steps=MEASURED_STEPS)
+    workflow.set("BasicScheduler", steps=MEASURED_STEPS)
     run = stage.run(workflow, "measuring")
     return read_pictures(run.images[workflow.find("Save Image")])
 

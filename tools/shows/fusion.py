@@ -67,18 +67,18 @@ def put_in_scene(stage: Stage, prompts: Any) -> Section:
         "The first prompt names a thing, the second a scene. Left, each alone; right, both fused.")
     started = time.monotonic()
     for index, (thing, scene) in enumerate(prompts):
-        workflow = stage.load("fusion_two_prompts.json")
+        workflow = stage.load("fusion_two_prompts")
         workflow.set("The thing: prompt", text=thing)
         workflow.set("The scene: prompt", text=scene)
-        workflow.set("Noise", noise_seed=SEED + index)
+        workflow.set("RandomNoise", noise_seed=SEED + index)
         if stage.checkpoint is None:
             set_demo(workflow, ("The thing", "The scene"))
             pictures = []
             for number, name in enumerate(("thing", "scene")):
-                workflow.set("Fusion", start_percent=0.0, end_percent=0.0, outside=number)
+                workflow.set("MixologySaliencyGuider", start_percent=0.0, end_percent=0.0, outside=number)
                 alone = stage.run(workflow, f"{name} alone")
                 pictures.append(Picture(alone.images[workflow.find("Save Image")][0], name, source=True))
-            workflow.set("Fusion", end_percent=1.0, outside=0)
+            workflow.set("MixologySaliencyGuider", end_percent=1.0, outside=0)
         else:
             pictures = []
         run = stage.run(workflow, f"{thing} + {scene}")
@@ -97,13 +97,13 @@ def cross_domains(stage: Stage) -> Section:
     started = time.monotonic()
     pictures = []
     for outside, name in enumerate(("flat", "lines")):
-        workflow = stage.load("fusion_cross_domain.json")
+        workflow = stage.load("fusion_cross_domain")
         workflow.set("General checkpoint", name="shapes")
         workflow.set("Cartoon checkpoint", name="sketch")
         for title in ("General: prompt", "Cartoon: prompt"):
             workflow.set(title, text="a striped red star")
-        workflow.set("Noise", noise_seed=SEED)
-        workflow.set("Fusion", outside=outside)
+        workflow.set("RandomNoise", noise_seed=SEED)
+        workflow.set("MixologySaliencyGuider", outside=outside)
         set_demo(workflow, ("General", "Cartoon"))
         run = stage.run(workflow, f"{name} finishes")
         pictures.append(Picture(run.images[workflow.find("Save Image")][0], f"{name} finishes"))
@@ -115,19 +115,19 @@ def cross_domains(stage: Stage) -> Section:
 
 def paint(stage: Stage, asked: Asked, name: str, seed: int) -> tuple[Workflow, Any]:
     """The two checkpoints' template: fused, averaged, or one model alone."""
-    workflow = stage.load("fusion_checkpoints.json")
+    workflow = stage.load("fusion_checkpoints")
     workflow.set("General checkpoint", name=GENERAL)
     workflow.set("Expert checkpoint", name=EXPERT)
     for title in ("General: prompt", "Expert: prompt"):
         workflow.set(title, text=describe(asked))
-    workflow.set("Noise", noise_seed=seed)
+    workflow.set("RandomNoise", noise_seed=seed)
     set_demo(workflow, ("General", "Expert"))
     if name in ("general", "expert"):
-        workflow.set("Fusion", end_percent=0.0, outside=int(name == "expert"))
+        workflow.set("MixologySaliencyGuider", end_percent=0.0, outside=int(name == "expert"))
     elif name == "averaged":
-        workflow.set("Fusion", softness=AVERAGE)
+        workflow.set("MixologySaliencyGuider", softness=AVERAGE)
     elif name == FIRST:
-        workflow.set("Fusion", saliency_uncond="first")
+        workflow.set("MixologySaliencyGuider", saliency_uncond="first")
     return workflow, stage.run(workflow, f"{describe(asked)}: {name}")
 
 
@@ -141,11 +141,11 @@ def set_demo(workflow: Workflow, experts: tuple[str, ...]) -> None:
     for expert in experts:
         workflow.set(f"{expert}: negative", text="")
         workflow.set(expert, cfg=DEMO_CFG)
-    workflow.set("Steps", steps=STEPS)
+    workflow.set("BasicScheduler", steps=STEPS)
 
 
 def read_settings(workflow: Workflow) -> dict[str, str]:
-    inputs = workflow.prompt[workflow.find("Fusion")]["inputs"]
+    inputs = workflow.prompt[workflow.find("MixologySaliencyGuider")]["inputs"]
     return {key: str(value) for key, value in inputs.items() if not isinstance(value, list)}
 
 

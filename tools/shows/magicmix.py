@@ -80,7 +80,7 @@ def mix_with_prompts(stage: Stage) -> Section:
 
 def prepare_image_text(stage: Stage, layout: str, content: str, seed: int, nus: Sequence[str] = NUS) -> Workflow:
     """The image-text template on a drawn layout picture, one batch item a nu."""
-    workflow = stage.load("magicmix_image_text.json")
+    workflow = stage.load("magicmix_image_text")
     workflow.use_demo_picture(caption=layout, seed=seed, width=stage.side, height=stage.side)
     set_prompts(stage, workflow, content)
     workflow.set("Layout Noise", seed=seed)
@@ -90,9 +90,9 @@ def prepare_image_text(stage: Stage, layout: str, content: str, seed: int, nus: 
 
 def prepare_text_text(stage: Stage, layout: str, content: str, seed: int, nus: Sequence[str] = NUS) -> Workflow:
     """The text-text template, its layout sampled to the end so that it can be shown, one batch item a nu."""
-    workflow = stage.load("magicmix_text_text.json")
+    workflow = stage.load("magicmix_text_text")
     workflow.set("Layout prompt", text=layout)
-    workflow.set("Layout from prompt", seed=seed, finish=True)
+    workflow.set("MixologyLayoutFromPrompt", seed=seed, finish=True)
     set_prompts(stage, workflow, content)
     workflow.set("Layout Mix", nu_per_image=", ".join(nus), seed=seed)
     return workflow

@@ -77,16 +77,16 @@ def mix_words(stage: Stage) -> Section:
     for caption, away, to in EDITS:
         pictures = draw_sources(stage, (caption,))
         for strength in WORD_STRENGTHS:
-            workflow = load(stage, "mixer_picture_words.json", 1, {"Picture": caption})
+            workflow = load(stage, "mixer_picture_words", 1, {"Picture": caption})
             workflow.set("The words", text=to, strength=strength)
             pictures.append(Picture(run(stage, workflow, f"{caption} + {to}")[0], f"strength {strength:g}"))
         for w in DIRECTIONS:
-            workflow = load(stage, "mixer_picture_words.json", 1, {"Picture": caption})
+            workflow = load(stage, "mixer_picture_words", 1, {"Picture": caption})
             workflow.set("The words", text=to, strength=w)
             clip = workflow.prompt[workflow.find("The words")]["inputs"]["clip"]
             turned = workflow.add("MixologyMixerText", clip=clip, text=away, strength=-w,
                                   mixer=[workflow.find("The words"), 0])
-            workflow.set("Mix", mixer=[turned, 0], mode="sum")
+            workflow.set("MixologyMixerConditioning", mixer=[turned, 0], mode="sum")
             pictures.append(Picture(run(stage, workflow, f"{away} to {to}")[0], f"direction {w:g}"))
         section.strips.append(Strip(pictures, f"{caption}  +  {to}"))
     section.seconds = time.monotonic() - started
@@ -101,7 +101,7 @@ def mix_crops(stage: Stage) -> Section:
     for caption in CROPPED:
         pictures = draw_sources(stage, (caption,))
         for shown in (*CROPS, "all"):
-            workflow = load(stage, "mixer_crops.json", 1, {"Picture": caption})
+            workflow = load(stage, "mixer_crops", 1, {"Picture": caption})
             for crop in CROPS:
                 workflow.set(crop, strength=float(shown in (crop, "all")))
             pictures.append(Picture(run(stage, workflow, f"{caption}: {shown}")[0], shown.lower()))
@@ -113,9 +113,9 @@ def mix_crops(stage: Stage) -> Section:
 def mix_pair(stage: Stage, pair: Sequence[str], count: int, mode: str = "concat", strength: float = 1.0,
              seed: int = SEED) -> list[bytes]:
     """Pictures of the two pictures' template."""
-    workflow = load(stage, "mixer_two_pictures.json", count, dict(zip(("First picture", "Second picture"), pair)))
+    workflow = load(stage, "mixer_two_pictures", count, dict(zip(("First picture", "Second picture"), pair)))
     workflow.set("Second", strength=strength)
-    workflow.set("Mix", mode=mode)
+    workflow.set("MixologyMixerConditioning", mode=mode)
     workflow.set("KSampler", seed=seed)
     return run(stage, workflow, f"{' + '.join(pair)}: {mode} {strength:g}")
 
@@ -126,7 +126,7 @@ def load(stage: Stage, template: str, count: int, captions: dict[str, str]) -> W
     workflow.use_demo_picture(seed=SEED, width=stage.side, height=stage.side)
     for title, caption in captions.items():
         workflow.set(title, caption=caption)
-    workflow.set("Picture size", batch_size=count)
+    workflow.set("EmptyLatentImage", batch_size=count)
     workflow.set("KSampler", seed=SEED, steps=STEPS)
     return workflow
 

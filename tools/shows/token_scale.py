@@ -84,7 +84,7 @@ def remove_concepts(stage: Stage) -> Section:
         run = stage.run(workflow, f"removing: {shape}")
         saved = workflow.find("Save Image")
         without = prepare_removal(stage, layout, shape, SEED + index)
-        without.set("What to remove", text=name_shape(layout, ""), scales="")
+        without.set("MixologyTokenScale", text=name_shape(layout, ""), scales="")
         without.set("Layout Mix", nu_per_image="")
         deleted = stage.run(without, f"without the word: {shape}")
         section.strips.append(make_strip(run, shown, saved, deleted, shape))
@@ -95,21 +95,26 @@ def remove_concepts(stage: Stage) -> Section:
 
 def prepare_sweep(stage: Stage, text: str, word: str, seed: int) -> Workflow:
     """The template with one picture for each s."""
-    workflow = stage.load("token_scale.json")
-    workflow.set("Picture size", batch_size=len(SCALES))
-    workflow.set("Prompt with scales", text=text, scales=f"{word} = [{', '.join(SCALES)}]")
+    workflow = stage.load("token_scale")
+    workflow.set("EmptyLatentImage", batch_size=len(SCALES))
+    workflow.set("MixologyTokenScale", text=text, scales=f"{word} = [{', '.join(SCALES)}]")
     workflow.set("Negative prompt", text=REAL_NEGATIVE if stage.checkpoint else "")
     workflow.set("KSampler", seed=seed, **({} if stage.checkpoint else {"cfg": DEMO_CFG}))
     return workflow
 
 
 def prepare_removal(stage: Stage, layout: str, shape: str, seed: int) -> Workflow:
-    """The template on a drawn picture of the shape, with one picture for each s."""
-    workflow = stage.load("concept_removal.json")
+    """MagicMix on a drawn picture of the shape, with a scaled prompt and one picture for each s."""
+    workflow = stage.load("magicmix_image_text")
     workflow.use_demo_picture(caption=layout, seed=seed, width=stage.side, height=stage.side)
-    workflow.set("What to remove", text=name_shape(layout, shape), scales=f"{shape} = [{', '.join(SCALES)}]")
+    prompt = workflow.prompt[workflow.find("Content prompt")]["inputs"]
+    scale = workflow.add("MixologyTokenScale", model=workflow.prompt[workflow.find("Layout Mix")]["inputs"]["model"],
+                         clip=prompt["clip"], text=name_shape(layout, shape),
+                         scales=f"{shape} = [{', '.join(SCALES)}]")
+    workflow.set("Negative prompt", text="")
     workflow.set("Layout Noise", seed=seed)
-    workflow.set("Layout Mix", seed=seed, nu_per_image=", ".join(["0.9"] * len(SCALES)), k_max=DEMO_K_MAX)
+    workflow.set("Layout Mix", model=[scale, 0], positive=[scale, 1], seed=seed,
+                 nu_per_image=", ".join(["0.9"] * len(SCALES)), k_max=DEMO_K_MAX)
     if stage.checkpoint is None:
         workflow.set("Layout Mix", cfg=DEMO_CFG)
     return workflow

@@ -1,0 +1,132 @@
+"""What a person sees in the real front end: templates that open whole and run at once, search, help, translations."""
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gui
+import pytest
+from environment import PACK
+from gui import Box, Gui
+from titles import ALL, DEMO, DEMOS, template_path, title
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+SAVED = sorted((Path(__file__).resolve().parent / "saved").glob("*.json"))
+RENDERERS = {"classic": False, "modern": True}  # the canvas, and Nodes 2.0
+WIDEST, BETWEEN = 1700, 60
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, server: Any) -> Iterator[Gui]:
+    page = gui.new_page(browser)
+    page.open(server.address)
+    yield page
+    page.page.close()
+
+
+def saved_widgets(path: Path) -> dict[str, list[Any]]:
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    return {str(node["id"]): node["widgets_values"] for node in nodes}
+
+
+def find_overlaps(boxes: list[Box]) -> list[tuple[str, str]]:
+    return [(a.name, b.name) for index, a in enumerate(boxes) for b in boxes[:index] if a.overlaps(b)]
+
+
+def find_crowded(boxes: list[Box]) -> list[tuple[str, str, float]]:
+    """Nodes of one column with less than 60 pixels between them."""
+    pairs = [(a, b, b.y - a.y - a.height) for a in boxes for b in boxes
+             if a is not b and a.x == b.x and a.y < b.y and a.kind != "MarkdownNote"]
+    return [(a.name, b.name, gap) for a, b, gap in pairs if gap < BETWEEN]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_templates_open_whole(renderer: str, page: Gui) -> None:
+    """All nodes, their saved values, no error, nothing over another, room between rows, in a usual window's width."""
+    page.set("Comfy.VueNodes.Enabled", RENDERERS[renderer])
+    trouble: dict[str, Any] = {}
+    for name in ALL:
+        page.load(template_path(name))
+        boxes = page.boxes(RENDERERS[renderer])
+        width = max(box.x + box.width for box in boxes) - min(box.x for box in boxes)
+        changed = {key: (values, page.widgets().get(key)) for key, values in saved_widgets(template_path(name)).items()
+                   if page.widgets().get(key) != values}
+        found = (page.missing_nodes(), page.errors, find_overlaps(boxes), find_crowded(boxes), changed,
+                 [f"{width:.0f} wide"] * (width > WIDEST))
+        if any(found):
+            trouble[name] = [part for part in found if part]
+    assert not trouble
+
+
+def test_overlaps_and_crowding_are_seen() -> None:
+    """So the test above can fail."""
+    first, second = Box("a", "A", 0, 0, 100, 100), Box("b", "B", 0, 90, 100, 100)
+    assert find_overlaps([first, second]) == [("b", "a")]
+    assert find_crowded([first, Box("b", "B", 0, 150, 100, 100)]) == [("a", "b", 50)]
+    assert not find_overlaps([first, Box("b", "B", 101, 0, 9, 9)])
+
+
+def test_workflows_of_earlier_templates_open(page: Gui) -> None:
+    """As people saved them: no node missing, no value moved to another widget."""
+    page.set("Comfy.VueNodes.Enabled", False)
+    assert len(SAVED) == 18
+    trouble = {}
+    for path in SAVED:
+        page.load(path)
+        saved, shown = saved_widgets(path), page.widgets()
+        moved = {key: (values, shown.get(key)) for key, values in saved.items()
+                 if (shown.get(key) or [])[:len(values)] != values}
+        if page.missing_nodes() or moved:
+            trouble[path.stem] = (page.missing_nodes(), moved)
+    assert not trouble
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_template_without_files_runs_at_once(name: str, page: Gui) -> None:
+    """Browse Templates, a click on its card, Run: a picture."""
+    page.set("Comfy.VueNodes.Enabled", True)
+    page.open_template(PACK, title(name + DEMO))
+    pictures = page.run()
+    assert pictures, "no picture was saved"
+    assert not page.errors
+    assert all(page.page.request.get(address).headers["content-type"] == "image/png" for address in pictures)
+
+
+def test_every_template_shows_its_picture(page: Gui) -> None:
+    cards = page.browse_templates(PACK)
+    assert cards == {title(name) for name in ALL}
+    pictures = page.page.locator("[data-testid^='template-workflow-'] img")
+    for index in range(pictures.count()):
+        pictures.nth(index).scroll_into_view_if_needed()
+        source = pictures.nth(index).get_attribute("src") or ""
+        assert source.endswith(".jpg"), source
+    page.page.keyboard.press("Escape")
+
+
+def test_help_opens_on_a_node(page: Gui) -> None:
+    page.set("Comfy.VueNodes.Enabled", False)
+    page.load(template_path("token_scale" + DEMO))
+    text = page.read_help("MixologyTokenScale")
+    assert "Beside other packs" in text, text
+
+
+def test_the_pack_is_chinese_in_chinese(page: Gui, server: Any) -> None:
+    page.set("Comfy.Locale", "zh")
+    try:
+        page.open(server.address)
+        page.load(template_path("magicmix_image_text" + DEMO))
+        names = page.page.evaluate(
+            "() => Object.values(window.LiteGraph.registered_node_types)"
+            ".filter(t => (t.comfyClass ?? '').startsWith('Mixology')).map(t => [t.comfyClass, t.title])")
+        assert len(names) >= 24
+        assert not [pair for pair in names if not CHINESE.search(pair[1])]
+    finally:
+        page.set("Comfy.Locale", "en")
+        page.open(server.address)
+        time.sleep(0.5)

@@ -1,0 +1,40 @@
+"""The templates' file names, which the GUI shows as their titles, by the short names that the tools use."""
+from __future__ import annotations
+
+from pathlib import Path
+
+WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+DEMO = "_demo"
+NO_DOWNLOAD = " (demo, no download)"
+TITLES = {
+    "magicmix_image_text": "MagicMix - layout of a picture, content of a prompt",
+    "magicmix_text_text": "MagicMix - layout of one prompt, content of another",
+    "concept_removal": "MagicMix - remove a thing, keep the layout",
+    "token_scale": "Token Scale - turn a word up, down or off",
+    "dual_style_epsilon": "Dual Style - two styles side by side, kept apart",
+    "dual_style_attention": "Dual Style - two styles in one evaluation",
+    "four_corners": "Dual Style - a prompt for each corner",
+    "restyle_photo": "Dual Style - restyle a picture, keep all else",
+    "cocktail_checkpoints": "Cocktail - content of one model, style of another",
+    "cocktail_lora": "Cocktail - a picture in the style of a LoRA",
+    "cocktail_photo": "Cocktail - a photo in another style",
+    "fusion_checkpoints": "MagicFusion - two models, each where it knows best",
+    "fusion_cross_domain": "MagicFusion - idea of a cartoon, look of a photo",
+    "fusion_two_prompts": "MagicFusion - a thing in a new scene",
+    "fusion_three_experts": "MagicFusion - three models",
+    "mixer_two_pictures": "Image Mixer - two pictures become one",
+    "mixer_picture_words": "Image Mixer - a picture and words",
+    "mixer_crops": "Image Mixer - parts of a picture",
+}
+DEMOS = ("magicmix_image_text", "concept_removal", "token_scale", "dual_style_epsilon", "dual_style_attention",
+         "restyle_photo", "cocktail_checkpoints", "fusion_checkpoints", "mixer_two_pictures")
+ALL = (*TITLES, *(name + DEMO for name in DEMOS))
+
+
+def title(name: str) -> str:
+    """A template's title by its short name; `_demo` at its end is the one that needs no file."""
+    return TITLES[name.removesuffix(DEMO)] + (NO_DOWNLOAD if name.endswith(DEMO) else "")
+
+
+def template_path(name: str) -> Path:
+    return WORKFLOWS / f"{title(name)}.json"
