@@ -23,6 +23,25 @@ RECTANGLES = """() => {
 }"""
 WIDGETS = """() => Object.fromEntries(
   window.app.graph.nodes.map(node => [node.id, node.serialize().widgets_values ?? []]))"""
+WIRE = """([checkpoint, words]) => {
+  const graph = window.app.graph, [node] = graph.nodes;
+  const put = (kind, values) => {
+    const made = window.LiteGraph.createNode(kind);
+    graph.add(made);
+    for (const widget of made.widgets ?? []) if (widget.name in values) widget.value = values[widget.name];
+    return made;
+  };
+  const model = put('MixologyDemoCheckpoint', {name: checkpoint});
+  const picture = put('MixologyDemoPicture', {caption: words});
+  const size = put('EmptyLatentImage', {width: 128, height: 128});
+  const sources = {MODEL: [model, 0], CLIP: [model, 1], VAE: [model, 2], CLIP_VISION: [model, 3], IMAGE: [picture, 0],
+                   LATENT: [size, 0]};
+  node.inputs.forEach((input, slot) => {
+    if (sources[input.type]) sources[input.type][0].connect(sources[input.type][1], node, slot);
+  });
+  for (const widget of node.widgets ?? []) if (typeof widget.value === 'string' && !widget.value) widget.value = words;
+  node.connect(0, put('SaveImage', {}), 0);
+}"""
 FIT = """() => {
   const canvas = window.app.canvas, nodes = window.app.graph.nodes;
   const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0]));
@@ -94,7 +113,7 @@ class Gui:
     def browse_templates(self, pack: str) -> set[str]:
         """Opens the dialog on a pack's page; the titles of its cards."""
         self.command("Comfy.BrowseTemplates")
-        self.page.get_by_text(pack, exact=True).first.click()
+        self.page.get_by_role("dialog").get_by_text(pack, exact=True).first.click()
         cards = self.page.locator("[data-testid^='template-workflow-']")
         self.page.get_by_role("heading", name=pack).wait_for()
         seen = -1
@@ -137,15 +156,23 @@ class Gui:
         self.page.evaluate(
             "kind => window.app.canvas.selectNode(window.app.graph.nodes.find(node => node.type === kind))", kind)
 
-    def search(self, words: str) -> list[str]:
-        """The display names that the search box of nodes offers, best first."""
+    def search(self, words: str, add: bool = False) -> list[str]:
+        """The display names that the search box of nodes offers, best first; `add` puts the first on the canvas."""
         self.command("Workspace.SearchBox.Toggle")
         self.page.get_by_role("dialog").locator("input").first.wait_for()
         self.page.keyboard.type(words)
         time.sleep(0.8)
         found = [item.inner_text().splitlines()[0] for item in self.page.get_by_test_id("result-item").all()]
-        self.page.keyboard.press("Escape")
+        self.page.keyboard.press("Enter" if add else "Escape")
+        self.page.get_by_role("dialog").locator("input").first.wait_for(state="detached")
+        if add:
+            self.page.mouse.click(800, 500)  # where the node is put down
+            self.page.wait_for_function("() => window.app.graph.nodes.length > 0")
         return found
+
+    def wire(self, checkpoint: str, words: str) -> None:
+        """Gives the only node of the canvas a demo checkpoint, pictures and a size, words, and a place to save."""
+        self.page.evaluate(WIRE, [checkpoint, words])
 
     def read_help(self, kind: str) -> str:
         """The help page of the first node of a class, opened by its info button."""
@@ -154,6 +181,21 @@ class Gui:
         page = self.page.locator(".node-help-content, [class*='node-help']").first
         page.locator("h1, h2, h3").first.wait_for()
         return str(page.inner_text())
+
+    def read_tooltips(self, kind: str) -> list[str]:
+        """What the input sockets of the first node of a class say in Nodes 2.0, those of widgets aside."""
+        self.set("LiteGraph.Node.TooltipDelay", 0)
+        number = self.page.evaluate("kind => window.app.graph.nodes.find(node => node.type === kind).id", kind)
+        sockets = self.page.locator(f"[data-node-id='{number}'] .lg-slot--input:not(.lg-node-widget *)")
+        sockets.first.wait_for()
+        tooltips = []
+        for socket in sockets.all():
+            self.page.mouse.move(2, 2)
+            self.page.locator(".p-tooltip").wait_for(state="detached")
+            socket.hover()
+            self.page.locator(".p-tooltip").first.wait_for()
+            tooltips.append(str(self.page.locator(".p-tooltip").first.inner_text()))
+        return tooltips
 
 
 def start(program: str) -> Iterator[Any]:

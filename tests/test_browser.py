@@ -10,6 +10,7 @@ from typing import Any
 
 import gui
 import pytest
+from blueprints import BLUEPRINTS
 from environment import PACK
 from gui import Box, Gui
 from titles import ALL, DEMO, DEMOS, template_path, title
@@ -98,6 +99,18 @@ def test_a_template_without_files_runs_at_once(name: str, page: Gui) -> None:
     assert all(page.page.request.get(address).headers["content-type"] == "image/png" for address in pictures)
 
 
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_a_blueprint_is_one_node_that_runs(name: str, page: Gui) -> None:
+    """Found by its name in the search box, put down, wired to a checkpoint: a picture."""
+    page.set("Comfy.VueNodes.Enabled", True)
+    page.page.evaluate("() => window.app.graph.clear()")
+    page.errors.clear()
+    assert page.search(name, add=True)[0] == name
+    page.wire("mixer" if name == "Image Mixer" else "shapes", "a striped red star on a blue background")
+    assert page.run(), "no picture was saved"
+    assert not page.errors
+
+
 def test_every_template_shows_its_picture(page: Gui) -> None:
     cards = page.browse_templates(PACK)
     assert cards == {title(name) for name in ALL}
@@ -123,9 +136,16 @@ def test_the_pack_is_chinese_in_chinese(page: Gui, server: Any) -> None:
         page.load(template_path("magicmix_image_text" + DEMO))
         names = page.page.evaluate(
             "() => Object.values(window.LiteGraph.registered_node_types)"
-            ".filter(t => (t.comfyClass ?? '').startsWith('Mixology')).map(t => [t.comfyClass, t.title])")
+            ".filter(t => (t.comfyClass ?? '').startsWith('Mixology'))"
+            ".map(t => [t.comfyClass, t.title, ...t.category.split('/')])")
         assert len(names) >= 24
-        assert not [pair for pair in names if not CHINESE.search(pair[1])]
+        assert not [words for words in names if not all(CHINESE.search(word) for word in words[1:])]
+        page.set("Comfy.VueNodes.Enabled", False)
+        assert "\u4e0e\u5176\u4ed6\u8282\u70b9\u5305\u4e00\u8d77\u4f7f\u7528" in page.read_help(
+            "MixologyLayoutMixKSampler"), "no page beside other packs in Chinese"
+        page.set("Comfy.VueNodes.Enabled", True)
+        tooltips = page.read_tooltips("MixologyLayoutMixKSampler")
+        assert len(tooltips) == 5 and not [text for text in tooltips if not CHINESE.search(text) or "Input:" in text]
     finally:
         page.set("Comfy.Locale", "en")
         page.open(server.address)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import os
 import re
 from pathlib import Path
@@ -32,7 +31,6 @@ TECHNIQUES = ("layout", "token_scale", "spatial", "attention_merge", "cycle", "i
               "mixer")
 MOST_BRANCHES = 20
 HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
-LANGUAGES = ("zh",)  # English is the schemas' own: the front end falls back to them
 REGISTRIES = re.compile("pypi" r"\.org|pythonhosted" r"\.org|npmjs" r"\.|deb" r"\.debian|https?://[a-z.-]+/simple\b")
 TEXT = {".py", ".md", ".json", ".toml", ".yml", ".yaml", ".txt", ".html", ".css", ".js", ""}
 
@@ -270,19 +268,6 @@ def test_every_node_has_a_help_page(pack: dict[str, Any]) -> None:
         text = page.read_text(encoding="utf-8")
         missing = [socket.id for socket in pack[name].define_schema().inputs if socket.id not in text]
         assert not missing, f"the help page of {name} does not speak of {missing}"
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_every_node_is_translated(language: str, pack: dict[str, Any]) -> None:
-    definitions = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert set(definitions) == set(pack)
-    for name, node in pack.items():
-        schema, entry = node.define_schema(), definitions[name]
-        assert entry.get("display_name") and entry.get("description"), name
-        assert set(entry.get("inputs", {})) == {socket.id for socket in schema.inputs}, name
-        assert set(entry.get("outputs", {})) == {str(index) for index in range(len(schema.outputs))}, name
-        for part in (*entry.get("inputs", {}).values(), *entry.get("outputs", {}).values()):
-            assert part.get("name") and part.get("tooltip"), (name, part)
 
 
 def test_no_file_names_a_package_registry() -> None:

@@ -54,7 +54,8 @@ def test_skeletons_work_and_keep_the_house_rules(checkout: Path) -> None:
         assert "What is left to do" in made.stderr and f"tests/test_{arguments[0]}_meaning.py" in made.stderr
     after = contents(checkout)
     new = {path.format(name) for path in WRITTEN for name in (PLAIN, PATCHED)}
-    new |= {f"web/docs/Mixology{title}.md" for title in ("SoftFocus", "HeldByAVeryFirmHand")}
+    new |= {f"web/docs/Mixology{title}{page}" for title in ("SoftFocus", "HeldByAVeryFirmHand")
+            for page in (".md", "/zh.md")}
     new |= {f"attention_patches/{PATCHED}.py"}
     assert set(after) - set(before) == new
     extended = {name for name in before if before[name] != after[name]}
@@ -65,7 +66,8 @@ def test_skeletons_work_and_keep_the_house_rules(checkout: Path) -> None:
     linted = start(checkout, "module", "ruff", "check", "--no-cache", ".")
     assert linted.returncode == 0, linted.stdout
     tests = [f"tests/test_{name}_{kind}.py" for name in (PLAIN, PATCHED) for kind in ("math", "host")]
-    tested = start(checkout, "module", "pytest", "-q", "-p", "no:xdist", "-k", CHOSEN, "tests/test_house.py", *tests)
+    tested = start(checkout, "module", "pytest", "-q", "-p", "no:xdist", "-k", CHOSEN, "tests/test_house.py",
+                   "tests/test_translations.py", *tests)
     assert tested.returncode == 0, tested.stdout[-4000:]
     passed = re.search(r"(\d+) passed", tested.stdout)
     assert passed and int(passed[1]) > 80
@@ -76,7 +78,7 @@ def test_skeletons_work_and_keep_the_house_rules(checkout: Path) -> None:
     ("../soft", "lower case letters"), ("", "lower case letters"), ("x" * 25, "up to 24"), ("soft\n", "lower case"),
     ("lambda", "Python's or the host's"), ("random", "Python's or the host's"), ("nodes", "Python's or the host's"),
     ("layout", "there is layout"), ("layout_deep", "there is layout"), ("attention", "there is attention_merge"),
-    ("masks", "there is masks"), ("expert", "web/docs/MixologyExpert.md is there"),
+    ("masks", "there is masks"), ("expert", "web/docs/MixologyExpert.md"),
     ("timing", "bench/timing.py is there")])
 def test_a_name_that_is_none_or_taken_is_refused(checkout: Path, name: str, reason: str) -> None:
     before = contents(checkout)
@@ -111,8 +113,10 @@ def test_the_help_page_and_the_translations_name_what_the_node_has() -> None:
     assert sockets == ["model", "strength"]
     for language in ("en", "zh"):
         entry = json.loads(new_technique.fill(f"locale_{language}", words, False))
-        assert list(entry["inputs"]) == sockets and list(entry["outputs"]) == ["0"]
+        again = ["\u6a21\u578b"] if language == "zh" else []  # the second key of a socket, see test_translations.py
+        assert list(entry["inputs"]) == [*sockets, *again] and list(entry["outputs"]) == ["0"]
     assert all(f"| {socket} |" in new_technique.fill("help", words, False) for socket in sockets)
+    assert all(socket in new_technique.fill("help_zh", words, False) for socket in sockets)
 
 
 def test_the_readme_s_table_of_files_is_true(root: Path) -> None:

@@ -160,4 +160,6 @@ def test_help_pages_and_translations_are_served(server: Any, definitions: dict[s
     translations = server.get_json("/i18n")
     for name in names:
         assert server.get(f"/extensions/{PACK}/docs/{name}.md").strip()
+        assert server.get(f"/extensions/{PACK}/docs/{name}/zh.md").strip()  # where the front end asks first
         assert name in translations["zh"]["nodeDefs"]
+    assert "mixology" in translations["zh"]["nodeCategories"]

@@ -21,7 +21,7 @@ SEEDS = ("seed", "noise_seed")
 PREVIEWING = {"KSampler", "SamplerCustomAdvanced", "MixologyLayoutMixKSampler", "MixologyLayoutFromPrompt",
               "MixologyInvert", "MixologyCocktailKSampler", "MixologyGradientMask", "MixologySaliencyMaps",
               "MixologyDemoPicture"}  # these grow by a picture while they run
-PREVIEW, PICTURE, TITLE = 280, 360, 30
+PREVIEW, PICTURE, TITLE, MISSING = 280, 360, 30, 26  # MISSING: the line below a loader whose file is not there
 BETWEEN, PAD, HEAD, APART = 64, 14, 50, 20  # nodes; a group's edge and its title; groups
 NOTE = (760, 170)
 CHANGE = {"color": "#223", "bgcolor": "#335"}
@@ -86,7 +86,7 @@ class Graph:
         own = re.sub(r" \(Prompt\)$", "", self.names.get(kind, kind))
         self.nodes.append({
             "id": number, "type": kind, **({"title": f"{own} ({role})"} if role else {}), "pos": [0, 0],
-            "size": [group.width, self.height(kind, len(sockets))], "flags": {}, "order": number - 1, "mode": 0,
+            "size": [group.width, self.height(kind, len(sockets)) + (MISSING if models else 0)], "flags": {}, "order": number - 1, "mode": 0,
             "inputs": sockets,
             "outputs": [{"name": str(name or kind), "type": str(kind), "links": []}
                         for name, kind in zip(labels, definition.RETURN_TYPES)],

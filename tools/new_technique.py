@@ -22,7 +22,7 @@ ROOMS = ("samplers", "attention_patches", "host", "nodes")
 SKELETON = Path(__file__).resolve().parent / "skeleton"
 FILES = {"samplers/{name}.py": "samplers", "host/{name}.py": "host", "nodes/{name}.py": "nodes",
          "tests/test_{name}_math.py": "test_math", "tests/test_{name}_host.py": "test_host",
-         "web/docs/{node}.md": "help", "bench/{name}.py": "bench"}
+         "web/docs/{node}.md": "help", "web/docs/{node}/zh.md": "help_zh", "bench/{name}.py": "bench"}
 FILES_ATTENTION = {**FILES, "attention_patches/{name}.py": "attention_patches"}
 ADDED = ("test_host",)  # what --attention adds to; it has its own of all others
 HOUSE_TEST, EXTENSION, README = Path("tests/test_house.py"), Path("nodes/__init__.py"), Path("README.md")
@@ -34,7 +34,8 @@ LEFT = """
 {title} stands, as a skeleton. python3 tools/test.py -- tests/test_house.py {tests}
 What is left to do:
   - the arithmetic in samplers/{name}.py, with equation numbers, then its inputs in nodes/{name}.py
-  - every input again in web/docs/{node}.md and in each locales/*/nodeDefs.json
+  - every input again in web/docs/{node}.md and {node}/zh.md and in each locales/*/nodeDefs.json; the category in
+    each locales/*/main.json
   - words by which people look for it in nodes/search.py, and search_aliases=search_words("{node}") in its schema
   - {node} in CONTRACT of tests/test_house.py, NODES of tests/test_fuzz.py and WHERE of tests/test_wiring.py;
     TECHNIQUES of tests/test_strangers.py says how it is run beside other packs' nodes
@@ -74,6 +75,7 @@ def make(root: Path, name: str, attention: bool) -> None:
     for path in sorted((root / "locales").glob("*/nodeDefs.json")):
         changed[path.relative_to(root)] = translate(path, words)
     for path, text in new.items():
+        (root / path).parent.mkdir(exist_ok=True)
         with (root / path).open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
         say(f"wrote    {path}")
