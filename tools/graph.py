@@ -86,7 +86,8 @@ class Graph:
         own = re.sub(r" \(Prompt\)$", "", self.names.get(kind, kind))
         self.nodes.append({
             "id": number, "type": kind, **({"title": f"{own} ({role})"} if role else {}), "pos": [0, 0],
-            "size": [group.width, self.height(kind, len(sockets)) + (MISSING if models else 0)], "flags": {}, "order": number - 1, "mode": 0,
+            "size": [group.width, self.height(kind, len(sockets)) + (MISSING if models else 0)], "flags": {},
+            "order": number - 1, "mode": 0,
             "inputs": sockets,
             "outputs": [{"name": str(name or kind), "type": str(kind), "links": []}
                         for name, kind in zip(labels, definition.RETURN_TYPES)],
