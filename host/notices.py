@@ -16,15 +16,20 @@ def find_server() -> Any:
     return getattr(PromptServer, "instance", None)
 
 
-def show_notice(text: str, node: str | None = None) -> None:
-    """Logs a sentence, and shows it on a node in the interface.
+def show_text(text: str, node: str | None = None) -> None:
+    """Shows a few words on a node in the interface; where no server or no node runs, none.
 
     Args:
         node: its id in the prompt that runs; by default the node that runs now, whosever it is.
     """
-    logging.warning(text)
     context = get_executing_context()
     place = node or (context and context.node_id)
     server = find_server() if place else None
     if server is not None:
-        server.send_progress_text(SIGN + text, place)
+        server.send_progress_text(text, place)
+
+
+def show_notice(text: str, node: str | None = None) -> None:
+    """Logs a sentence, and shows it on a node as `show_text` does."""
+    logging.warning(text)
+    show_text(SIGN + text, node)

@@ -9,6 +9,7 @@ from ..host.attention_merge import merge_conditionings
 from ..host.graph import is_unread
 from ..samplers.masks import MAX_MASKS
 from .bounds import within_bounds
+from .search import search_words
 
 
 class AttentionMerge(io.ComfyNode):
@@ -22,7 +23,7 @@ class AttentionMerge(io.ComfyNode):
             description=(
                 "Gives each region of a picture its own prompt inside one model evaluation: the picture's text "
                 "attention is shared out by masks. Keeps the picture more of a piece than merging predictions."),
-            search_aliases=["dual style", "attention couple", "regional prompt", "attention interpolation", "mixology"],
+            search_aliases=search_words("MixologyAttentionMerge"),
             inputs=[
                 io.Model.Input("model", tooltip="The model that will read these prompts: SD1.x, SD2.x or SDXL."),
                 io.Mask.Input("masks", tooltip=(

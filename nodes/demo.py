@@ -14,6 +14,7 @@ from ..host.demo import (
     load_clip_vision,
 )
 from .bounds import within_bounds
+from .search import search_words
 
 
 class DemoCheckpoint(io.ComfyNode):
@@ -33,7 +34,7 @@ class DemoCheckpoint(io.ComfyNode):
                 "ModelSave and Save Checkpoint write files which this node reads back bit for bit; the stock loaders "
                 "detect only published model sizes and cannot open them."
             ),
-            search_aliases=["mixology", "tiny model", "example checkpoint", "test model", "shapes"],
+            search_aliases=search_words("MixologyDemoCheckpoint"),
             inputs=[
                 io.Combo.Input(
                     "name",
@@ -88,7 +89,7 @@ class DemoPicture(io.ComfyNode):
                 "Draws a picture of the demo world from its caption, so that a workflow has an image to start from. "
                 "What the caption leaves out is chosen by the seed."
             ),
-            search_aliases=["mixology", "draw shape", "test image", "example image"],
+            search_aliases=search_words("MixologyDemoPicture"),
             is_output_node=True,
             inputs=[
                 io.String.Input(

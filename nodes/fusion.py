@@ -9,9 +9,9 @@ from ..host import experts as chain
 from ..host import fusion
 from ..host.fusion_strip import draw_strip
 from .bounds import within_bounds
+from .search import search_words
 
 Experts = io.Custom("MIXOLOGY_EXPERTS")
-ALIASES = ["magicfusion", "model fusion", "saliency noise blending", "mixology"]
 
 
 class Expert(io.ComfyNode):
@@ -23,7 +23,7 @@ class Expert(io.ComfyNode):
             category="mixology/fusion",
             description="A model with its prompts as one of several that paint a picture together. Connect one to the "
                         "next, and the last to Saliency Fusion Guider.",
-            search_aliases=[*ALIASES, "expert"],
+            search_aliases=search_words("MixologyExpert"),
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The expert's model with its LoRAs and patches. All experts need one latent format and noise "
@@ -34,9 +34,11 @@ class Expert(io.ComfyNode):
                     "What it shall avoid. Experts on one model that share it are evaluated together.")),
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=(
                     "Guidance scale of this expert. It also scales its saliency, as temperature does.")),
-                io.Float.Input("temperature", default=1.0, min=0.0, max=1000.0, step=0.1, round=0.01, tooltip=(
-                    "k of the paper: a higher one sharpens this expert's saliency, so that it wins what it cares for "
-                    "most and leaves the rest to the others.")),
+                io.Float.Input(
+                    "temperature", display_name="temperature (focus)", default=1.0, min=0.0, max=1000.0, step=0.1,
+                    round=0.01, tooltip=(
+                        "k of the paper: a higher one sharpens this expert's saliency, so that it wins what it "
+                        "cares for most and leaves the rest to the others.")),
                 Experts.Input("experts", optional=True, tooltip="The experts before this one.")],
             outputs=[Experts.Output(display_name="experts", tooltip=(
                 "These experts and this one, for the next Fusion Expert or Saliency Fusion Guider."))],
@@ -60,23 +62,31 @@ class SaliencyGuider(io.ComfyNode):
             category="mixology/fusion",
             description="Several models paint one picture: at each step and place the expert that responds most to its "
                         "prompt supplies the noise prediction. A guider for SamplerCustomAdvanced.",
-            search_aliases=[*ALIASES, "guider"],
+            search_aliases=search_words("MixologySaliencyGuider"),
             not_idempotent=True,  # it keeps its run's maps, so that two equal nodes must not share one guider
             inputs=[
                 Experts.Input("experts", tooltip="Two experts or more, from the last Fusion Expert."),
-                io.Float.Input("blur", default=4.0, min=0.0, max=64.0, step=0.5, round=0.01, tooltip=(
-                    "Smooths the saliency: side of a box in latent pixels at 64, in proportion at other sizes. 4 is "
-                    "the published one and keeps objects whole; 0 for fusing a style with a photo model.")),
-                io.Float.Input("softness", default=0.0, min=0.0, max=1000.0, step=0.1, round=0.01, tooltip=(
-                    "0: the winner takes the place, as in the paper. Higher blends the experts, up to a plain "
-                    "average.")),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                io.Float.Input(
+                    "blur", display_name="blur (of saliency)", default=4.0, min=0.0, max=64.0, step=0.5, round=0.01,
+                    tooltip=(
+                        "Smooths the saliency: side of a box in latent pixels at 64, in proportion at other sizes. "
+                        "4 is the published one and keeps objects whole; 0 for fusing a style with a photo model.")),
+                io.Float.Input(
+                    "softness", display_name="softness (0: winner)", default=0.0, min=0.0, max=1000.0, step=0.1,
+                    round=0.01, tooltip=(
+                        "0: the winner takes the place, as in the paper. Higher blends the experts, up to a plain "
+                        "average.")),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=(
                     "Where the fusion starts, on the first model's time axis: 0 is pure noise.")),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "Where it ends. With 0.4 the outside expert alone finishes the picture.")),
-                io.Int.Input("outside", default=0, min=0, max=255, tooltip=(
-                    "Which expert samples outside the window, counted from 0.")),
-                io.Combo.Input("saliency_uncond", options=list(fusion.UNCONDS), default="own", tooltip=(
+                io.Float.Input(
+                    "end_percent", display_name="end_percent (fusion)", default=1.0, min=0.0, max=1.0, step=0.01,
+                    tooltip=(
+                        "Where it ends. With 0.4 the outside expert alone finishes the picture.")),
+                io.Int.Input(
+                    "outside", display_name="outside (expert no.)", advanced=True, default=0, min=0, max=255,
+                    tooltip=(
+                        "Which expert samples outside the window, counted from 0.")),
+                io.Combo.Input("saliency_uncond", advanced=True, options=list(fusion.UNCONDS), default="own", tooltip=(
                     "What a response is measured against: the expert's own negative, as in the paper, or that of the "
                     "first expert, as in the published code.")),
             ],
@@ -104,7 +114,7 @@ class SaliencyMaps(io.ComfyNode):
             category="mixology/fusion",
             description="Shows which expert won where, step by step, in the run that a Saliency Fusion Guider has just "
                         "guided: one strip on the node, and every map at its outputs.",
-            search_aliases=[*ALIASES, "maps", "debug"],
+            search_aliases=search_words("MixologySaliencyMaps"),
             is_output_node=True,
             inputs=[
                 io.Guider.Input("guider", tooltip=(

@@ -7,18 +7,22 @@ from comfy_api.latest import io
 
 from ..host.injection import inject_features, sample_cocktail
 from .bounds import within_bounds
-from .sockets import COCKTAIL, Trajectory
+from .search import search_words
+from .sockets import Trajectory
 
 
 def injection_inputs() -> list[io.Input]:
     """How long features are injected, in percents of the model's time axis."""
     return [
-        io.Float.Input("attention_until", default=0.5, min=0.0, max=1.0, step=0.01, tooltip=(
-            "How long the picture's self-attention is injected: 0 never, 0.5 the first half of the time, 1 to the "
-            "end. It holds layout and shapes.")),
-        io.Float.Input("features_until", default=0.8, min=0.0, max=1.0, step=0.01, tooltip=(
-            "How long the picture's residual features are injected. They hold what is where, down to parts of things. "
-            "SD1.x, SD2.x and SDXL only.")),
+        io.Float.Input(
+            "attention_until", display_name="attention_until (form)", default=0.5, min=0.0, max=1.0, step=0.01,
+            tooltip=(
+                "How long the picture's self-attention is injected: 0 never, 0.5 the first half of the time, 1 to "
+                "the end. It holds layout and shapes.")),
+        io.Float.Input(
+            "features_until", display_name="features_until (parts)", default=0.8, min=0.0, max=1.0, step=0.01, tooltip=(
+                "How long the picture's residual features are injected. They hold what is where, down to parts of "
+                "things. SD1.x, SD2.x and SDXL only.")),
     ]
 
 
@@ -37,7 +41,7 @@ class FeatureInjection(io.ComfyNode):
             description="While sampling, the model reads an inverted picture as well, and what it samples takes over "
                         "that picture's self-attention and features: its structure stays, all else is the prompt's "
                         "and the model's.",
-            search_aliases=[*COCKTAIL, "plug and play", "pnp", "structure", "style transfer"],
+            search_aliases=search_words("MixologyFeatureInjection"),
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The target model, with its LoRAs: SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image.")),
@@ -73,7 +77,7 @@ class CocktailKSampler(io.ComfyNode):
             category="mixology/cocktail",
             description="Diffusion Cocktail in one node: the content of an inverted picture in the style of another "
                         "model or LoRA.",
-            search_aliases=[*COCKTAIL, "style transfer", "restyle"],
+            search_aliases=search_words("MixologyCocktailKSampler"),
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The target model, whose style the result has. Its latent format must be the source model's.")),

@@ -8,11 +8,12 @@ from comfy_api.latest import io
 
 from ..host import inversion, trajectory_file
 from ..host.added_noise import warn_of_added_noise
-from ..host.node_text import show_text
+from ..host.notices import show_text
 from ..host.trajectory import end_latent, start_trajectory
 from ..samplers.inversion import RULES
 from .bounds import within_bounds
-from .sockets import COCKTAIL, Trajectory
+from .search import search_words
+from .sockets import Trajectory
 
 
 class BlendPrompts(io.ComfyNode):
@@ -24,16 +25,21 @@ class BlendPrompts(io.ComfyNode):
             category="mixology/cocktail",
             description="alpha times the positive minus beta times the negative, as one conditioning: the prompt that "
                         "Ditail inverts a picture with. alpha 0.5 and beta -0.5 is halfway between two prompts.",
-            search_aliases=[*COCKTAIL, "prompt interpolation", "conditioning subtract"],
+            search_aliases=search_words("MixologyBlendPrompts"),
             inputs=[
                 io.Conditioning.Input("positive", tooltip=(
                     "The prompt that is weighed with alpha. Its ControlNet, area and the like stay.")),
                 io.Conditioning.Input("negative", tooltip=(
                     "The prompt that is taken away, weighed with beta. Only its words count.")),
-                io.Float.Input("alpha", default=2.0, min=-20.0, max=20.0, step=0.1, round=0.001, tooltip=(
-                    "Weight of the positive. 1 with beta 0 is the positive itself; the paper's examples use 1 to 8.")),
-                io.Float.Input("beta", default=0.5, min=-20.0, max=20.0, step=0.1, round=0.001, tooltip=(
-                    "How much of the negative is taken away. Large values give strange colours.")),
+                io.Float.Input(
+                    "alpha", display_name="alpha (positive)", default=2.0, min=-20.0, max=20.0, step=0.1,
+                    round=0.001, tooltip=(
+                        "Weight of the positive. 1 with beta 0 is the positive itself; the paper's examples use 1 "
+                        "to 8.")),
+                io.Float.Input(
+                    "beta", display_name="beta (negative)", default=0.5, min=-20.0, max=20.0, step=0.1,
+                    round=0.001, tooltip=(
+                        "How much of the negative is taken away. Large values give strange colours.")),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip=(
                 "The blend, for DDIM Inversion or any sampler."))],
@@ -55,7 +61,7 @@ class Invert(io.ComfyNode):
             category="mixology/cocktail",
             description="Follows a picture back into the noise that a model would draw it from, and keeps every state "
                         "on the way.",
-            search_aliases=[*COCKTAIL, "invert", "noise from image", "unsampler"],
+            search_aliases=search_words("MixologyInvert"),
             inputs=[
                 io.Model.Input("model", tooltip="The model that reads the picture: in Ditail the source model."),
                 io.Conditioning.Input("conditioning", tooltip=(
@@ -66,7 +72,7 @@ class Invert(io.ComfyNode):
                     "same number.")),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="ddim_uniform",
                                tooltip="Noise schedule. ddim_uniform gives the paper's time steps."),
-                io.Combo.Input("rule", options=list(RULES), default=RULES[0], tooltip=(
+                io.Combo.Input("rule", options=list(RULES), default=RULES[0], advanced=True, tooltip=(
                     "ditail reads the model at the noise level that a step goes to: the paper's rule, and DDIM "
                     "inversion as usually published. euler reads it at the level that the step comes from.")),
             ],
@@ -99,7 +105,7 @@ class TrajectoryStart(io.ComfyNode):
             display_name="Start from Trajectory",
             category="mixology/cocktail",
             description="Makes SamplerCustomAdvanced start where an inversion ended, on the same schedule.",
-            search_aliases=COCKTAIL,
+            search_aliases=search_words("MixologyTrajectoryStart"),
             inputs=[Trajectory.Input("trajectory", tooltip="From DDIM Inversion or Load Trajectory.")],
             outputs=[
                 io.Noise.Output(display_name="noise", tooltip=(
@@ -124,7 +130,7 @@ class SaveTrajectory(io.ComfyNode):
             display_name="Save Trajectory",
             category="mixology/cocktail",
             description="Writes a trajectory to the output folder, so that a picture is inverted only once.",
-            search_aliases=COCKTAIL,
+            search_aliases=search_words("MixologySaveTrajectory"),
             inputs=[
                 Trajectory.Input("trajectory", tooltip="From DDIM Inversion."),
                 io.String.Input("filename_prefix", default="mixology/trajectory", tooltip=(
@@ -152,7 +158,7 @@ class LoadTrajectory(io.ComfyNode):
             display_name="Load Trajectory",
             category="mixology/cocktail",
             description="Reads a trajectory that Save Trajectory wrote, bit for bit.",
-            search_aliases=COCKTAIL,
+            search_aliases=search_words("MixologyLoadTrajectory"),
             inputs=[io.Combo.Input("name", options=trajectory_file.list_choices(), tooltip=(
                 "A file of Save Trajectory in the output folder, marked [output], or in the input folder. Refresh the "
                 "list (R) after saving one."))],

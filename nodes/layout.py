@@ -9,10 +9,10 @@ from comfy_api.latest import io
 from ..host import layout as magicmix
 from ..host.run import Schedule
 from .bounds import within_bounds
+from .search import search_words
 
 Layout = io.Custom("MIXOLOGY_LAYOUT")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
-ALIASES = ["magicmix", "semantic mixing", "mixology"]
 
 
 def seed_input(tooltip: str) -> io.Input:
@@ -36,24 +36,26 @@ def schedule_inputs() -> list[io.Input]:
 def window_inputs() -> list[io.Input]:
     """The mixing window in fractions of the noise axis."""
     return [
-        io.Float.Input("k_max", default=0.6, min=0.0, max=1.0, step=0.01, tooltip=(
-            "Where sampling starts, as the fraction of noise: higher gives the content more freedom of shape.")),
-        io.Float.Input("k_min", default=0.3, min=0.0, max=1.0, step=0.01, tooltip=(
-            "Where mixing ends, as the fraction of noise: lower holds the layout longer.")),
+        io.Float.Input(
+            "k_max", display_name="k_max (mixes from)", default=0.6, min=0.0, max=1.0, step=0.01, tooltip=(
+                "Where sampling starts, as the fraction of noise: higher gives the content more freedom of shape.")),
+        io.Float.Input(
+            "k_min", display_name="k_min (mixes to)", default=0.3, min=0.0, max=1.0, step=0.01, tooltip=(
+                "Where mixing ends, as the fraction of noise: lower holds the layout longer.")),
     ]
 
 
 def mix_inputs() -> list[io.Input]:
     """What both mixing nodes share."""
-    nu = io.Float.Input("nu", default=0.5, min=0.0, max=1.0, step=0.01, tooltip=(
+    nu = io.Float.Input("nu", display_name="nu (prompt's share)", default=0.5, min=0.0, max=1.0, step=0.01, tooltip=(
         "Content weight: 0 keeps the layout picture, 1 is plain image to image. "
         "Alike things mix at about 0.1, unlike ones at 0.5 to 0.9."))
-    values = io.String.Input("nu_per_image", default="", tooltip=(
+    values = io.String.Input("nu_per_image", display_name="nu_per_image (list)", default="", tooltip=(
         "One nu for each image of the batch, such as '0.1, 0.3, 0.5': a whole sweep in one run. "
         "Images beyond the list use nu."))
     mask = io.Mask.Input("mask", optional=True, tooltip=(
         "Mix inside this mask only; outside it the prompt is free of the layout (nu = 1)."))
-    variant = io.Combo.Input("variant", options=["paper", "diffusers"], default="paper", tooltip=(
+    variant = io.Combo.Input("variant", options=["paper", "diffusers"], default="paper", advanced=True, tooltip=(
         "paper mixes the sampler's states. diffusers mixes only what the model reads, as the community pipeline "
         "does: it keeps less layout at the same nu, so use it for nu values found there."))
     return [nu, *window_inputs(), values, mask, variant]
@@ -67,7 +69,7 @@ class LayoutNoise(io.ComfyNode):
             display_name="Layout Noise",
             category="mixology/layout",
             description="Makes a picture the layout of a mix: its noised states are what the sampler is held to.",
-            search_aliases=ALIASES,
+            search_aliases=search_words("MixologyLayoutNoise"),
             inputs=[
                 io.Latent.Input("latent", tooltip="The layout picture, from VAE Encode."),
                 seed_input("Seed of the layout's noise. The same seed in RandomNoise gives the same noise."),
@@ -92,7 +94,7 @@ class LayoutFromPrompt(io.ComfyNode):
             display_name="Layout Noise (Prompt)",
             category="mixology/layout",
             description="Samples a layout from a prompt and records its states: text to text mixing.",
-            search_aliases=ALIASES,
+            search_aliases=search_words("MixologyLayoutFromPrompt"),
             inputs=[
                 io.Model.Input("model", tooltip="The model that draws the layout; usually the one that mixes."),
                 io.Conditioning.Input("positive", tooltip="The prompt of the layout."),
@@ -101,7 +103,7 @@ class LayoutFromPrompt(io.ComfyNode):
                 seed_input("Seed of the start noise."),
                 *schedule_inputs(),
                 *window_inputs(),
-                io.Boolean.Input("finish", default=False, tooltip=(
+                io.Boolean.Input("finish", display_name="finish (show layout)", default=False, tooltip=(
                     "Go on to the finished layout picture, to look at it. Costs the steps below k_min.")),
             ],
             outputs=[
@@ -134,7 +136,7 @@ class LayoutMixSampler(io.ComfyNode):
             category="mixology/layout",
             description="Keeps a layout while the prompt decides the content. Wraps any SAMPLER for "
                         "SamplerCustomAdvanced, with any guider.",
-            search_aliases=ALIASES,
+            search_aliases=search_words("MixologyLayoutMixSampler"),
             inputs=[
                 io.Sampler.Input("sampler", tooltip="The solver to wrap, for instance from KSamplerSelect."),
                 Layout.Input("layout", tooltip="From Layout Noise or Layout Noise (Prompt)."),
@@ -161,7 +163,7 @@ class LayoutMixKSampler(io.ComfyNode):
             display_name="KSampler (Layout Mix)",
             category="mixology/layout",
             description="MagicMix in one node: the layout of a picture or prompt, the content of another prompt.",
-            search_aliases=ALIASES,
+            search_aliases=search_words("MixologyLayoutMixKSampler"),
             inputs=[
                 io.Model.Input("model", tooltip="The model that paints the content."),
                 io.Conditioning.Input("positive", tooltip="The prompt of the content."),

@@ -9,9 +9,9 @@ from ..host import mixer as image_mixer
 from ..host.mixer_graph import fingerprint_graph
 from ..samplers.mixer import MODES
 from .bounds import within_bounds
+from .search import search_words
 
 Mixer = io.Custom("MIXOLOGY_MIXER")
-ALIASES = ["image mixer", "image variations", "blend images", "clip image embedding", "mixology"]
 
 
 def chain_input() -> io.Input:
@@ -31,7 +31,7 @@ class MixerImage(io.ComfyNode):
             category="mixology/mixer",
             description="Adds a picture, or a crop of it, to a mix: its projected CLIP embedding becomes a token that "
                         "an image-mixer or image-variations model attends to.",
-            search_aliases=ALIASES,
+            search_aliases=search_words("MixologyMixerImage"),
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip=(
                     "CLIP ViT-L/14 with its projection for the published checkpoints; the Demo Checkpoint's for the "
@@ -41,14 +41,18 @@ class MixerImage(io.ComfyNode):
                     "image 1 of the other sources, and so on.")),
                 io.Float.Input("strength", default=1.0, min=0.0, max=5.0, step=0.05, tooltip=(
                     "Factor of the embedding: how much of this picture comes through. 0 leaves the slot empty.")),
-                io.Float.Input("x", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
-                    "Left edge of the crop, as a fraction of the picture's width.")),
-                io.Float.Input("y", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
-                    "Top edge of the crop, as a fraction of the picture's height.")),
-                io.Float.Input("width", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=(
-                    "Width of the crop, as a fraction; it ends at the picture's edge.")),
-                io.Float.Input("height", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=(
-                    "Height of the crop, as a fraction; it ends at the picture's edge.")),
+                io.Float.Input(
+                    "x", display_name="x (crop's left edge)", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
+                        "Left edge of the crop, as a fraction of the picture's width.")),
+                io.Float.Input(
+                    "y", display_name="y (crop's top edge)", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
+                        "Top edge of the crop, as a fraction of the picture's height.")),
+                io.Float.Input(
+                    "width", display_name="width (of the crop)", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=(
+                        "Width of the crop, as a fraction; it ends at the picture's edge.")),
+                io.Float.Input(
+                    "height", display_name="height (of the crop)", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=(
+                        "Height of the crop, as a fraction; it ends at the picture's edge.")),
                 chain_input(),
             ],
             outputs=[chain_output()],
@@ -73,7 +77,7 @@ class MixerText(io.ComfyNode):
             category="mixology/mixer",
             description="Adds words to a mix: their projected CLIP embedding lies in the same space as the pictures'. "
                         "Two texts with strengths of opposite sign are a direction for mode sum.",
-            search_aliases=[*ALIASES, "text direction"],
+            search_aliases=search_words("MixologyMixerText"),
             inputs=[
                 io.Clip.Input("clip", tooltip=(
                     "A CLIP-L text encoder whose file holds text_projection.weight, from Load CLIP. The CLIP of an "
@@ -102,13 +106,13 @@ class MixerConditioning(io.ComfyNode):
             category="mixology/mixer",
             description="Makes the conditioning of a mix, and its negative, for a model that was trained on image "
                         "embeddings. Use both outputs: a text negative does not belong here.",
-            search_aliases=ALIASES,
+            search_aliases=search_words("MixologyMixerConditioning"),
             inputs=[
                 Mixer.Input("mixer", tooltip="All sources, chained."),
                 io.Combo.Input("mode", options=list(MODES), default="concat", tooltip=(
                     "concat: a token for each source, for models trained on several. average: one token, weighted by "
                     "the strengths. sum: one token, for text directions and for weights of your own.")),
-                io.Int.Input("slots", default=5, min=0, max=77, tooltip=(
+                io.Int.Input("slots", display_name="slots (0: no filling)", default=5, min=0, max=77, tooltip=(
                     "Tokens that the model was trained with; what is free is filled with zeros. 5 for Image Mixer, 1 "
                     "for Image Variations, 0 for no filling.")),
                 io.Model.Input("model", optional=True, tooltip=(

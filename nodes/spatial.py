@@ -10,8 +10,7 @@ from ..host.sheet import draw_mask_sheet
 from ..samplers.masks import MAX_MASKS
 from ..samplers.spatial import MAX_SIDE, PROFILES, draw_gradient_masks
 from .bounds import within_bounds
-
-ALIASES = ["dual style", "regional prompt", "style blend", "mixology"]
+from .search import search_words
 
 
 class GradientMask(io.ComfyNode):
@@ -23,7 +22,7 @@ class GradientMask(io.ComfyNode):
             category="mixology/spatial",
             description="Draws masks that hand the picture from one style to the next, and shows them. They sum to 1 "
                         "at every pixel.",
-            search_aliases=[*ALIASES, "gradient mask", "linear", "logistic"],
+            search_aliases=search_words("MixologyGradientMask"),
             is_output_node=True,
             inputs=[
                 io.Int.Input("width", default=512, min=1, max=MAX_SIDE, tooltip=(
@@ -32,13 +31,18 @@ class GradientMask(io.ComfyNode):
                 io.Combo.Input("profile", options=list(PROFILES), default="linear", tooltip=(
                     "linear: an even blend from side to side. logistic: each style keeps its area, with a short "
                     "transition between.")),
-                io.Int.Input("parts", default=2, min=2, max=MAX_MASKS, tooltip="How many styles along the angle."),
-                io.Float.Input("angle", default=0.0, min=-360.0, max=360.0, step=1.0, round=0.01, tooltip=(
-                    "Direction in degrees: 0 runs left to right, 90 top to bottom, 45 from corner to corner.")),
-                io.Float.Input("sharpness", default=20.0, min=0.0, max=1000.0, step=1.0, round=0.01, tooltip=(
-                    "Steepness of the logistic transition: 20 takes 22% of the picture, 70 about 6%. linear ignores "
-                    "it.")),
-                io.Int.Input("rows", default=1, min=1, max=MAX_MASKS, tooltip=(
+                io.Int.Input("parts", display_name="parts (along angle)", default=2, min=2, max=MAX_MASKS,
+                             tooltip="How many styles along the angle."),
+                io.Float.Input(
+                    "angle", display_name="angle (degrees)", default=0.0, min=-360.0, max=360.0, step=1.0, round=0.01,
+                    tooltip=(
+                        "Direction in degrees: 0 runs left to right, 90 top to bottom, 45 from corner to corner.")),
+                io.Float.Input(
+                    "sharpness", display_name="sharpness (logistic)", default=20.0, min=0.0, max=1000.0, step=1.0,
+                    round=0.01, tooltip=(
+                        "Steepness of the logistic transition: 20 takes 22% of the picture, 70 about 6%. linear "
+                        "ignores it.")),
+                io.Int.Input("rows", display_name="rows (across angle)", default=1, min=1, max=MAX_MASKS, tooltip=(
                     "Styles across the angle as well: 2 parts and 2 rows are four corners, row by row. parts times "
                     "rows is at most 16.")),
             ],
@@ -65,7 +69,7 @@ class EpsilonMergeGuider(io.ComfyNode):
             category="mixology/spatial",
             description="Paints each region of the picture by its own prompt and merges their noise predictions, so "
                         "that the styles meet without a seam. A guider for SamplerCustomAdvanced.",
-            search_aliases=ALIASES,
+            search_aliases=search_words("MixologyEpsilonMergeGuider"),
             inputs=[
                 io.Model.Input("model", tooltip="The model that paints all styles."),
                 io.Mask.Input("masks", tooltip=(
@@ -74,8 +78,9 @@ class EpsilonMergeGuider(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What no style should show; evaluated once for all."),
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=(
                     "Guidance scale of every style: how strongly it follows its prompt. Higher keeps styles apart.")),
-                io.String.Input("cfg_per_style", default="", tooltip=(
-                    "A guidance scale for each style, such as '5, 7.5'. Styles beyond the list use cfg.")),
+                io.String.Input(
+                    "cfg_per_style", display_name="cfg_per_style (list)", default="", advanced=True, tooltip=(
+                        "A guidance scale for each style, such as '5, 7.5'. Styles beyond the list use cfg.")),
                 io.Autogrow.Input(
                     "positives", template=io.Autogrow.TemplatePrefix(prompt, prefix="positive_", min=2, max=MAX_MASKS),
                     tooltip="The prompts of the styles, 2 to 16, in the order of the masks."),

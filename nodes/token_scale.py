@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..host.graph import is_unread
 from ..host.token_scale import scale_tokens
 from .bounds import within_bounds
+from .search import search_words
 
 
 class TokenScale(io.ComfyNode):
@@ -20,21 +21,20 @@ class TokenScale(io.ComfyNode):
             description=(
                 "Encodes a prompt and scales the attention that the picture pays to words of it: up, down, or below "
                 "zero, which removes what the word names while the layout stays."),
-            search_aliases=["magicmix", "concept removal", "negative prompt weight", "attention reweight",
-                            "prompt to prompt", "mixology"],
+            search_aliases=search_words("MixologyTokenScale"),
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The model that will read this prompt: SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image.")),
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
                 io.String.Input("text", default="", multiline=True, dynamic_prompts=True, tooltip=(
                     "The prompt, encoded as CLIP Text Encode does; (word:1.2) and embeddings work as there.")),
-                io.String.Input("scales", default="", multiline=True, tooltip=(
+                io.String.Input("scales", display_name="scales (word = factor)", default="", multiline=True, tooltip=(
                     "One phrase a line: 'tiger = -1.5'. 1 changes nothing, 0 hides the words, below 0 removes what "
                     "they name, above 1 stresses it; from -10 to 10. 'tiger = [-1, 0, 1]' gives each image of a batch "
                     "its own value.")),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=(
                     "When the scaling starts: 0 is pure noise, 1 the end.")),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=(
                     "When the scaling ends: 1 is the end. Shapes are settled early, textures late.")),
             ],
             outputs=[

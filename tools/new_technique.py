@@ -36,6 +36,7 @@ What is left to do:
   - the arithmetic in samplers/{name}.py, with equation numbers, then its inputs in nodes/{name}.py
   - every input again in web/docs/{node}.md and {node}/zh.md and in locales/zh/nodeDefs.json; the category in
     locales/zh/main.json
+  - words by which people look for it in nodes/search.py, and search_aliases=search_words("{node}") in its schema
   - {node} in CONTRACT of tests/test_house.py, NODES of tests/test_fuzz.py and WHERE of tests/test_wiring.py;
     TECHNIQUES of tests/test_strangers.py says how it is run beside other packs' nodes
   - tests/test_{name}_meaning.py: what it does on the demo checkpoint, against a baseline, over many seeds
