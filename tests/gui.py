@@ -157,18 +157,19 @@ class Gui:
             "kind => window.app.canvas.selectNode(window.app.graph.nodes.find(node => node.type === kind))", kind)
 
     def search(self, words: str, add: bool = False) -> list[str]:
-        """The display names that the search box of nodes offers, best first; `add` puts the first on the canvas."""
+        """The display names of the nodes that the search box offers, best first; `add` puts its first entry, a
+        blueprint perhaps, on the canvas."""
         self.command("Workspace.SearchBox.Toggle")
         self.page.get_by_role("dialog").locator("input").first.wait_for()
         self.page.keyboard.type(words)
         time.sleep(0.8)
-        found = [item.inner_text().splitlines()[0] for item in self.page.get_by_test_id("result-item").all()]
+        found = [item.inner_text().splitlines() for item in self.page.get_by_test_id("result-item").all()]
         self.page.keyboard.press("Enter" if add else "Escape")
         self.page.get_by_role("dialog").locator("input").first.wait_for(state="detached")
         if add:
             self.page.mouse.click(800, 500)  # where the node is put down
             self.page.wait_for_function("() => window.app.graph.nodes.length > 0")
-        return found
+        return [lines[0] for lines in found if add or lines[1] != "Blueprint"]
 
     def wire(self, checkpoint: str, words: str) -> None:
         """Gives the only node of the canvas a demo checkpoint, pictures and a size, words, and a place to save."""
