@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 from comfy_execution.utils import get_executing_context
@@ -11,9 +12,8 @@ SIGN = "\u26a0 Mixology: "  # how web/notices.js knows them
 
 def find_server() -> Any:
     """The host's server; None where nodes run without one."""
-    from server import PromptServer  # by then the host has loaded it
-
-    return getattr(PromptServer, "instance", None)
+    module = sys.modules.get("server")  # where the host has none, importing it may fail
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
 def show_text(text: str, node: str | None = None) -> None:

@@ -1,9 +1,10 @@
 """Notices on nodes, the graph that they are found in, and runs that leave a patch without its prompt."""
 from __future__ import annotations
 
-import importlib
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import folder_paths
@@ -49,7 +50,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     host = Server({"7": {"class_type": "KSampler", "inputs": {}}})
-    monkeypatch.setattr(importlib.import_module("server").PromptServer, "instance", host, raising=False)
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=host)))
     return host
 
 
@@ -67,10 +68,12 @@ def test_without_a_node_or_a_server_it_is_in_the_log(server: Server, caplog: pyt
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     with caplog.at_level(logging.WARNING):
         show_notice("Look here.")
-        monkeypatch.delattr(importlib.import_module("server").PromptServer, "instance")
-        with CurrentNodeContext("run", "7"):
-            show_notice("Look here.")
-    assert not server.shown and len(caplog.records) == 2
+        for absent in (SimpleNamespace(PromptServer=SimpleNamespace()), None):
+            monkeypatch.setitem(sys.modules, "server", absent)
+            with CurrentNodeContext("run", "7"):
+                show_notice("Look here.")
+                assert running_graph() == ({}, "")
+    assert not server.shown and len(caplog.records) == 3
 
 
 def test_the_running_graph_is_the_prompt_that_asks(server: Server) -> None:
