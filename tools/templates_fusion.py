@@ -27,7 +27,7 @@ def fuse(graph: Graph, world: Real, parts: Sequence[Part], size: Link, steps: in
         guider = graph.add("MixologySaliencyGuider", change=True, experts=before, **settings), 0
     with graph.group("Sample"):
         sampled = sample_custom(graph, parts[0][1], guider, size, steps=int(world.pick(steps, 20)))
-    with graph.group("Picture, and who painted what", 400):
+    with graph.group("Picture, and who painted what", 350):
         picture = save(graph, sampled, parts[0][1], "fusion")
         graph.add("MixologySaliencyMaps", guider=guider, latent=sampled, image=picture)
 
