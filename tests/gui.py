@@ -177,8 +177,13 @@ class Gui:
 
     def read_help(self, kind: str) -> str:
         """The help page of the first node of a class, opened by its info button."""
-        self.select(kind)
-        self.page.get_by_test_id("info-button").click()
+        button = self.page.get_by_test_id("info-button")
+        for _ in range(20):  # a page that has just been opened loses its selection once more
+            self.select(kind)
+            time.sleep(0.5)
+            if button.count():
+                break
+        button.click()
         page = self.page.locator(".node-help-content, [class*='node-help']").first
         page.locator("h1, h2, h3").first.wait_for()
         return str(page.inner_text())
