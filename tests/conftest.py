@@ -145,9 +145,10 @@ def server() -> Iterator[Any]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real browser; `tools/test.py` says at its end how many tests had none."""
+    """A real browser; `tools/test.py` says at its end how many tests had none. Closed with its file, since Playwright
+    holds this thread's event loop."""
     import gui
 
     missing = os.environ.get("MIXOLOGY_NO_BROWSER", "start the tests through tools/test.py.")

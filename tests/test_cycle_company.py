@@ -20,6 +20,8 @@ from cycle_rig import grid, printed_cycle, run
 from mixology.host import demo
 from mixology.host.cycle import CycleSampler
 
+pytestmark = pytest.mark.wide
+
 SOURCE, TARGET = "a red circle on a blue background", "a striped red star on a blue background"
 
 

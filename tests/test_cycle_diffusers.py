@@ -9,6 +9,8 @@ import tiny
 import torch
 from cycle_rig import NEGATIVE, SEED, SOURCE, TARGET, cycle, make_noise, run
 
+pytestmark = pytest.mark.wide
+
 STEPS, SKIP, CFG = 50, 10, 3.0
 TOLERANCE = 5e-5
 FIRST_SIGMA = 0.0291672  # of t = 0

@@ -34,6 +34,8 @@ from mixology.host.experts import ExpertGuider
 from mixology.host.layout import LayoutMixSampler, Mix, make_layout
 from mixology.host.token_scale import scale_tokens
 
+pytestmark = pytest.mark.wide
+
 CAPTIONS = ("a striped red star on a blue background", "a dotted green heart on a white background")
 
 

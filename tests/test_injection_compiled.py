@@ -14,6 +14,8 @@ from injection_rig import guide, invert, run
 from mixology.host.injection import inject_features
 from torch import Tensor
 
+pytestmark = pytest.mark.wide
+
 SOURCE, POSITIVE, NEGATIVE = (tiny.conditioning(seed) for seed in (3, 1, 2))
 TOLERANCE = 2e-5
 EFFECT = 100 * TOLERANCE

@@ -19,6 +19,8 @@ from mixology.host.spatial import EpsilonMergeGuider
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+pytestmark = pytest.mark.wide
+
 TEXT, OTHER, NEGATIVE = (tiny.conditioning(seed) for seed in (1, 3, 2))
 
 

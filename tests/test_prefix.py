@@ -84,5 +84,5 @@ def test_files_of_one_prefix_are_counted(trajectory: Trajectory, prefix: str) ->
 
 def test_the_node_takes_the_prefix_of_the_default(trajectory: Trajectory) -> None:
     default = SaveTrajectory.define_schema().inputs[1].default
-    assert SaveTrajectory.execute(trajectory, default).ui == {"trajectories": [
-        {"filename": "trajectory_00001_.safetensors", "subfolder": "mixology", "type": "output"}]}
+    assert SaveTrajectory.execute(trajectory, default).ui["trajectories"] == [
+        {"filename": "trajectory_00001_.safetensors", "subfolder": "mixology", "type": "output"}]

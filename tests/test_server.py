@@ -17,7 +17,7 @@ from PIL import Image
 from titles import ALL, DEMO, WORKFLOWS, template_path
 from workflow import Workflow
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.wide]
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCES = ROOT / "tests" / "references"  # written anew by --write-references

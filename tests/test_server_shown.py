@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from commands import Failure
 
-pytestmark = [pytest.mark.server, pytest.mark.seam]
+pytestmark = [pytest.mark.server, pytest.mark.seam, pytest.mark.wide]
 
 SECONDS = 120.0
 TEXT_MESSAGE = 3  # the host's number of messages that show a text on a node

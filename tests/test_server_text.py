@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.wide]
 
 CONSOLES = {"utf-8": {"PYTHONIOENCODING": "utf-8"}, "cp1252": {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}}
 STAR, HALF = "\u661f", "\ud800"  # no letter of cp1252, and half of one of no encoding

@@ -1,7 +1,7 @@
 """Passes the tests, set-up included: python3 tools/test.py [--quick] [-- arguments for pytest]
 
 ruff, the type checker, all tests on the main ComfyUI, then the seam tests on the oldest supported one, in two workers
-of one thread each. --quick leaves out the measurements of meaning, the slow tests and the oldest host. COMFYUI_PATH
+of one thread each. --quick leaves out the measurements of meaning, the slow and the wide tests and the oldest host. COMFYUI_PATH
 tests on that install.
 """
 from __future__ import annotations
@@ -24,7 +24,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # several torch p
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="no meaning, no slow tests, only the main host")
+    parser.add_argument("--quick", action="store_true", help="no meaning, no slow tests, no server, only the main host")
     parser.add_argument("--only", choices=("lint", "main", "oldest"), help="one part of it")
     parser.add_argument("--workers", type=int, default=None, metavar="N",
                         help="test processes: 2, or 1 with arguments for pytest")
@@ -39,7 +39,7 @@ def main() -> int:
     if options.only in (None, "lint"):
         trouble += lint(host)
     if options.only in (None, "main"):
-        marks = ["-m", "not meaning and not slow"] if options.quick else []
+        marks = ["-m", "not meaning and not slow and not wide"] if options.quick else []
         seen = {} if options.quick else browser.provide(host)
         trouble += run_tests(host, "main", [*spread, *marks, *options.pytest], counts, seen)
         blind = browser.complain(count_blind(WORK / "reports" / "main.xml"), seen)
