@@ -1,8 +1,8 @@
 """Passes the tests, set-up included: python3 tools/test.py [--quick] [-- arguments for pytest]
 
 ruff, the type checker, all tests on the main ComfyUI, then the seam tests on the oldest supported one, in two workers
-of one thread each. --quick leaves out the measurements of meaning, the slow and the wide tests and the oldest host. COMFYUI_PATH
-tests on that install.
+of one thread each. --quick leaves out the measurements of meaning, the slow and the wide tests and the oldest host.
+COMFYUI_PATH tests on that install.
 """
 from __future__ import annotations
 
