@@ -149,6 +149,8 @@ def test_help_opens_on_a_node(page: Gui) -> None:
     page.load(template_path("token_scale" + DEMO))
     text = page.read_help("MixologyTokenScale")
     assert "Beside other packs" in text, text
+    picture = page.page.locator("[class*='node-help'] img").first
+    page.page.wait_for_function("image => image.complete && image.naturalWidth > 100", arg=picture.element_handle())
 
 
 def test_the_pack_is_chinese_in_chinese(browser: Any, server: Any) -> None:

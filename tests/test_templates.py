@@ -105,3 +105,14 @@ def test_blueprints_are_made_by_the_tool(name: str, loaded: Any) -> None:
     outer, inner = json.loads(committed)["nodes"][0], json.loads(committed)["definitions"]["subgraphs"][0]
     assert outer["type"] == inner["id"] and outer["title"] == inner["name"] == name
     assert all(socket["linkIds"] for socket in inner["inputs"]), "an input that leads nowhere"
+
+
+def test_every_help_page_shows_a_picture_and_names_a_template() -> None:
+    pages = sorted((WORKFLOWS.parent / "web" / "docs").glob("*.md"))
+    assert len(pages) >= 24
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        picture = re.search(r"!\[[^\]]+\]\(\.\./(pictures/\w+\.jpg)\)", text)
+        assert picture and (page.parent.parent / picture.group(1)).exists(), f"{page.name}: no picture"
+        template = re.search(r"^Template: \*([^*]+)\*", text, re.MULTILINE)
+        assert template and (WORKFLOWS / f"{template.group(1)}.json").exists(), f"{page.name}: no template"
