@@ -144,6 +144,44 @@ def test_every_template_shows_its_picture(page: Gui) -> None:
     page.page.keyboard.press("Escape")
 
 
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_patch_that_does_nothing_is_told_on_the_node(renderer: str, page: Gui) -> None:
+    """The scaled prompt is not wired to the sampler: the sampler says so until it is."""
+    page.set("Comfy.VueNodes.Enabled", RENDERERS[renderer])
+    page.load(template_path("token_scale" + DEMO))
+    wire = """kind => {
+      const find = type => window.app.graph.nodes.find(node => node.type === type);
+      find('KSampler').widgets.find(widget => widget.name === 'steps').value = 3;
+      find(kind).connect(kind === 'CLIPTextEncode' ? 0 : 1, find('KSampler'), 1);
+    }"""
+    told = """() => window.app.graph.nodes.filter(node => (node.widgets ?? []).some(
+      widget => String(widget.value).startsWith('\u26a0 Mixology'))).map(node => node.type)"""
+    page.page.evaluate(wire, "CLIPTextEncode")
+    page.run()
+    page.page.wait_for_function("told => eval(told)().includes('KSampler')", arg=told)
+    page.page.evaluate(wire, "MixologyTokenScale")
+    page.run()
+    page.page.wait_for_function("told => !eval(told)().length", arg=told)
+
+
+def test_own_sockets_have_their_colours(page: Gui) -> None:
+    """Also after another theme was chosen, which takes all colours of sockets anew."""
+    own = [f"MIXOLOGY_{name}" for name in ("LAYOUT", "TRAJECTORY", "EXPERTS", "MIXER")]
+    page.load(template_path("magicmix_image_text" + DEMO))
+    read = """types => types.map(type => [
+      window.app.canvas.default_connection_color_byType[type], window.app.canvas.constructor.link_type_colors[type],
+      getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""
+    before = page.page.evaluate(read, own)
+    assert len({colours[0] for colours in before}) == len(own) and all(len(set(colours)) == 1 for colours in before)
+    try:
+        page.set("Comfy.ColorPalette", "light")
+        page.page.wait_for_function("() => document.body.matches(':not(.dark-theme)')")
+        page.page.wait_for_timeout(300)
+        assert page.page.evaluate(read, own) == before
+    finally:
+        page.set("Comfy.ColorPalette", "dark")
+
+
 def test_help_opens_on_a_node(page: Gui) -> None:
     page.set("Comfy.VueNodes.Enabled", False)
     page.load(template_path("token_scale" + DEMO))
