@@ -40,7 +40,8 @@ What is left to do:
   - {node} in CONTRACT of tests/test_house.py, NODES of tests/test_fuzz.py and WHERE of tests/test_wiring.py;
     TECHNIQUES of tests/test_strangers.py says how it is run beside other packs' nodes
   - tests/test_{name}_meaning.py: what it does on the demo checkpoint, against a baseline, over many seeds
-  - a template in tools/templates_{name}.py, for workflows/*.json with a picture of the same name
+  - its templates in tools/templates_{name}.py with titles in tools/titles.py, one of them without files (run
+    tools/templates.py), a square picture of the same name each, and a blueprint in tools/blueprints.py
   - a show in tools/shows/{name}.py, for the gallery
   - README.md: a row in "What is in it", a section with its limits and figures; CHANGELOG.md: a line"""
 
