@@ -15,7 +15,7 @@ def paint_source(graph: Graph, world: Real, model: Model, text: str) -> Link:
     prompt = say_text(graph, "Source prompt", model, text)
     negative = say_text(graph, "Source negative", model, world.say(NEGATIVE, ""))
     painted = sample(graph, model.model, prompt, negative, size, 30, world.pick(7.5, 4.0), "Source", seed=21)
-    seen = graph.add("VAEDecode", "Source", samples=painted, vae=model.vae)
+    seen = graph.add("VAEDecode", samples=painted, vae=model.vae)
     graph.add("PreviewImage", "Source picture", images=(seen, 0))
     return painted
 
