@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,6 @@ RADIANCE = {
     **CHROMA, "image_model": "chroma_radiance", "in_channels": 3, "out_channels": 3, "patch_size": 8,
     "nerf_hidden_size": 16, "nerf_mlp_ratio": 2, "nerf_depth": 1, "nerf_max_freqs": 4, "nerf_tile_size": 512,
     "nerf_final_head_type": "conv", "nerf_embedder_dtype": torch.float32, "use_x0": False,
-    "use_sequential_txt_ids": False,
 }
 LUMINA = {
     "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 48, "cap_feat_dim": WIDTH, "n_layers": 3,
@@ -209,14 +209,13 @@ def anima(seed: int = 0) -> Any:
         host.LLMAdapter = whole
 
 
-def cogvideo(seed: int = 0) -> Any:
-    """With gates that let attention through: of their own they would leave a thousandth of it."""
-    patcher = build("CogVideoX_T2V", COGVIDEO, seed)
-    with torch.no_grad():
-        for name, parameter in patcher.model.diffusion_model.named_parameters():
-            if name.endswith(("norm1.linear.weight", "norm2.linear.weight")):
-                parameter *= 20.0
-    return patcher
+def radiance(seed: int = 0) -> Any:
+    """One of its options is newer than the oldest host, which refuses what it does not know."""
+    from comfy.ldm.chroma_radiance.model import ChromaRadianceParams
+
+    newer = "use_sequential_txt_ids"
+    known = newer in (one.name for one in fields(ChromaRadianceParams))
+    return build("ChromaRadiance", {**RADIANCE, **({newer: False} if known else {})}, seed)
 
 
 def make(kind: str, config: dict[str, Any], extra: dict[str, Any] | None = None) -> Callable[..., Any]:
@@ -254,7 +253,7 @@ MODERN = {
     "longcat": joint("LongCatImage", 16, {
         **FLUX, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}, tokens=13),
     "chroma": joint("Chroma", 16, CHROMA),
-    "chroma_radiance": joint("ChromaRadiance", 3, RADIANCE, **PIXELS),
+    "chroma_radiance": Family(radiance, True, 3, False, kind="ChromaRadiance", **PIXELS),
     "lumina2": joint("Lumina2", 16, LUMINA, beside=full_mask),
     "z_image": joint("ZImage", 16, Z_IMAGE, beside=full_mask),
     "z_image_pixel": joint("ZImagePixelSpace", 3, Z_PIXEL, beside=full_mask, **PIXELS),
@@ -283,7 +282,7 @@ MODERN = {
     "hunyuan_dit": cross("HunyuanDiT1", 4, HUNYUAN_DIT, tokens=77, fixed=True, beside=two_masked_texts),
     "mochi": joint("GenmoMochi", 12, MOCHI, video=True, frames=2, tokens=256, fixed=True, width=16, size=(10, 6),
                    beside=full_mask),
-    "cogvideox": Family(cogvideo, True, 16, False, video=True, kind="CogVideoX_T2V", frames=2, size=(10, 6)),
+    "cogvideox": joint("CogVideoX_T2V", 16, COGVIDEO, video=True, frames=2, size=(10, 6)),
 }
 
 

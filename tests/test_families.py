@@ -19,7 +19,7 @@ def sample(family: Family, model: Any, positive: list[Any], batch: int = 2) -> T
     latent = family.latent(batch, *family.size)
     guider = tiny.cfg_guider(model, positive, family.conditioning(2))
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
-    return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), tiny.sigmas_of(model, "simple", 1),
+    return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), tiny.sigmas_of(model, "simple", 2),
                          disable_pbar=True, seed=0)
 
 
