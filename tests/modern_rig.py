@@ -1,4 +1,4 @@
-"""Attention of the modern families written out in float64, with the places of text and picture as they were measured."""
+"""Attention of the modern families written out in float64, text and picture placed as they were measured."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -8,7 +8,8 @@ from typing import Any
 import comfy.samplers
 import tiny
 import torch
-from families import FAMILIES, MODERN, PECULIAR, Family
+from families import FAMILIES, MODERN, PECULIAR
+from injection_rig import source_arguments
 from mixology.host.networks import OVERRIDE
 from torch import Tensor
 
@@ -151,3 +152,60 @@ def sample(name: str, model: Any, positive: list[Any], negative: list[Any], batc
 def distance(a: Tensor, b: Tensor) -> float:
     assert a.shape == b.shape and a.isfinite().all()
     return float((a - b).abs().max() / b.std())
+
+
+# --------------------------------------------------------------------------------------------------- injection
+
+BLOCKS = {"krea2": 3, "lumina2": 3, "z_image": 3, "z_image_pixel": 3, "qwen_layered": 3, "qwen_edit": 3, "omnigen2": 2,
+          "ideogram4": 2, "lens": 2, "mage_flow": 2, "boogu": 3, **dict.fromkeys(CROSS, 2)}  # joint attentions; else 4
+Kept = dict[tuple[int, int], Tensor]  # queries (0) and keys (1) of a joint attention
+
+
+def exchanged_by_hand(name: str, kept: Kept, text: int, replace: bool) -> Any:
+    """An override that keeps queries and keys of the picture in the later half of the joint attentions, or lays those
+    that were kept over a call's rows.
+
+    Args:
+        text: tokens of the call's text, as the network reads them.
+    """
+    family = KNOWN[name]
+    tokens = family.image_tokens(*family.size)
+    places = Places(tokens, (0, 0), (0, tokens), (0, tokens)) if name in CROSS else ORDERS[name](text, tokens)
+    blocks, index = BLOCKS.get(name, 4), -1
+
+    def override(func: Any, q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal index
+        axis = 2 if kwargs.get("skip_reshape", False) else 1
+        if q.shape[axis] == k.shape[axis] == places.total:
+            index += 1
+            if index >= (blocks + 1) // 2:
+                pair = [q, k]
+                for part, tensor in enumerate(pair):
+                    span = (slice(None),) * axis + (slice(*places.picture),)
+                    if replace:
+                        pair[part] = tensor.clone()
+                        pair[part][span] = kept[index, part].repeat(len(q), *[1] * (q.ndim - 1))
+                    else:
+                        kept[index, part] = tensor[span].clone()
+                q, k = pair
+        return func(q, k, *args, **kwargs)
+
+    return override
+
+
+def injecting_by_hand(name: str, model: Any, trajectory: Any, source: Any, text: int) -> Any:
+    """A clone that reads the source (one image, one prompt) before each call and lays it over all rows."""
+    def wrapper(apply_model: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
+        x, sigma, c = arguments["input"], arguments["timestep"], dict(arguments["c"])
+        options, kept = c.pop("transformer_options"), {}
+        state = trajectory.state_at(float(sigma[0]), x[:1])
+        own = {key: value for key, value in source_arguments(model.model, source, 1, state).items()
+               if value is not None}
+        apply_model(state, sigma[:1], **own, transformer_options={
+            **options, OVERRIDE: exchanged_by_hand(name, kept, text, replace=False)})
+        return apply_model(x, sigma, **c, transformer_options={
+            **options, OVERRIDE: exchanged_by_hand(name, kept, KNOWN[name].tokens, replace=True)})
+
+    clone = model.clone()
+    clone.set_model_unet_function_wrapper(wrapper)
+    return clone

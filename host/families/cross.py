@@ -43,6 +43,9 @@ class CrossFamily:
         """What attends among the picture's tokens."""
         return [block.get_submodule(self.own) for block in getattr(network, self.blocks)]
 
+    def find_positions(self, network: Any) -> None:
+        """A picture's positions never follow the text."""
+
     def find_side(self, network: Any) -> int:
         """Of an image token, in a latent's cells."""
         side = self.side or getattr(network, "patch_spatial", 0) or network.patch_size
