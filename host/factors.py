@@ -5,8 +5,8 @@ conditionings, guiders and samplers may share it, in any order of nodes.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -41,12 +41,15 @@ class TokenScale:
     Attributes:
         factors: [values, tokens]; one row for every image of the batch, or one for all.
         start_percent, end_percent: on the model's own time axis, 0 at pure noise.
+        others: factors [values, tokens] for other texts that the model reads, by the option of the conditioning that
+            holds them.
     """
 
     node: ClassVar[str] = "Token Attention Scale"
     factors: Tensor
     start_percent: float
     end_percent: float
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def factors_at(self, model_sampling: Any, timestep: Tensor, images: tuple[int, list[int]], made: dict[Any, Any],
                    ) -> Tensor:
