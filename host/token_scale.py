@@ -65,15 +65,15 @@ def find_factors(clip: Any, text: str, lines: Sequence[Scale], conditioning: lis
     Raises:
         ValueError: if it has several entries, has scales already, or is not that of the text.
     """
-    entry = take_entry(conditioning) if elsewhere else tuple(conditioning[0])
-    if elsewhere and read_mark(entry[1], SCALE_KEY) is not None:
+    rows, options = take_entry(conditioning) if elsewhere else conditioning[0]
+    if elsewhere and read_mark(options, SCALE_KEY) is not None:
         raise ValueError(
             "Token Attention Scale expected a conditioning without scales, got one that has some; write all lines into "
             "one node.")
     if not lines:
         return {}
-    readings = read_prompt(clip, text, count_rows(*entry), elsewhere)
+    readings = read_prompt(clip, text, count_rows(rows, options), elsewhere)
     factors = place_scales(readings, lines)
     if elsewhere and not any(reading.after_pictures for reading in readings):
-        check_same(entry, encode(clip, text)[0], readings)
+        check_same((rows, options), encode(clip, text)[0], readings)
     return factors

@@ -106,12 +106,13 @@ def sentence_pieces(gemma: bool) -> bytes:
     """A small vocabulary of SentencePiece as Gemma's checkpoint brings it, or UMT5's (which begins with a space)."""
     words = "a photo of red platypus quokka in the snow one two three four five six seven eight nine ten at night polar"
     written = io.BytesIO()
-    ids = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3} if gemma else {
-        "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    options: dict[str, Any] = {"bos_id": 2, "unk_id": 3} if gemma else {"bos_id": -1, "unk_id": 2}
+    letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 ,.:;<>()!?'-"
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([words, "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 ,.:;<>()!?'-"]),
+        sentence_iterator=iter([words, letters]), pad_id=0, eos_id=1, minloglevel=2, num_threads=1,
         model_writer=written, vocab_size=500, model_type="bpe", byte_fallback=True, hard_vocab_limit=False,
-        add_dummy_prefix=not gemma, normalization_rule_name="identity", minloglevel=2, num_threads=1, **ids)
+        add_dummy_prefix=not gemma, remove_extra_whitespaces=not gemma, normalization_rule_name="identity",
+        **options)
     return written.getvalue()
 
 
@@ -170,9 +171,9 @@ def fill_text(encoder: torch.nn.Module) -> None:
             part.copy_(torch.randn(part.shape, generator=generator) * scale)
             if parameter.ndim == 1 and name.endswith("weight"):
                 parameter += 1.0
-        for name, module in encoder.named_modules():
-            if hasattr(module, "post_feedforward_layernorm"):  # Gemma's norms behind attention would make it large
-                module.post_attention_layernorm.weight.fill_(1e-3 - 1.0)
+        for block in encoder.modules():
+            if hasattr(block, "post_feedforward_layernorm"):  # Gemma's norm behind attention would make it large
+                block.get_parameter("post_attention_layernorm.weight").fill_(1e-3 - 1.0)
 
 
 def save_embeddings(folder: Path) -> None:

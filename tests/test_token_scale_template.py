@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from comfy.text_encoders.flux import KleinTokenizer, KleinTokenizer8B
-from comfy.text_encoders.hydit import HyditTokenizer
+from comfy.text_encoders.sa_t5 import SAT5Tokenizer
 from comfy.text_encoders.z_image import ZImageTokenizer
 from mixology.host.families.encoders import TEXT
 from mixology.host.prompts import read_prompt
@@ -72,10 +72,10 @@ def test_a_template_that_is_not_found_is_refused() -> None:
 
 
 def test_encoders_that_are_not_known_are_named() -> None:
-    """Of two parts, both known alone; one without word ids."""
-    with pytest.raises(ValueError, match="expected a text encoder of SD1.x to SDXL, SD3, Flux, .* or HunyuanImage, got "
-                                         "that of HunyuanDiT, whose words it cannot place; encode with CLIP Text Enc"):
-        read_prompt(clip_of(HyditTokenizer()), "a red cat", {TEXT: 77})
+    """One that reads sounds; one without word ids."""
+    with pytest.raises(ValueError, match="expected a text encoder of SD1.x to SDXL, SD3, Flux, .* or HunyuanImage, "
+                                         "got that of Stable Audio, whose words it cannot place; encode with CLIP"):
+        read_prompt(clip_of(SAT5Tokenizer()), "a red cat", {TEXT: 128})
     clip = clip_of(TEMPLATED["klein"]())
     clip.tokenize = lambda text, **options: {"qwen3_4b": [[(5, 1.0)]]}
     with pytest.raises(ValueError, match="got that of Flux.2 Klein, which does not; encode with CLIP Text Encode"):

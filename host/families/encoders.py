@@ -24,6 +24,7 @@ PEOPLE = {  # what people call them, by the name of the host's tokenizer
     "Lumina": "Lumina 2", "AuraT5": "AuraFlow", "WanT5": "Wan", "LTXVT5": "LTX-Video", "CosmosT5": "Cosmos",
     "PixArt": "Chroma or PixArt", "HunyuanVideo15": "HunyuanVideo 1.5", "Hydit": "HunyuanDiT", "LTXAVGemma": "LTX-2",
     "MageFlow": "Mage-Flow", "Ernie": "ERNIE-Image", "JoyImage": "JoyImage", "HiDreamO1": "HiDream-O1",
+    "SAT5": "Stable Audio",
 }
 LONGCAT = "comfy.text_encoders.longcat_image.LongCatImageTokenizer"
 PROMPT_START = "<Prompt Start>"  # ends the system prompt that people write before a prompt for Lumina 2
