@@ -10,6 +10,7 @@ from ...attention_patches.sequence import TokenSequence
 from ..networks import find_network, is_kind
 
 LLAMA = "encoder_hidden_states_llama3"  # the second text of HiDream, [rows, layers, tokens, width]
+LLAMA_OPTION = "conditioning_llama3"  # the same in a conditioning
 
 
 @dataclass(frozen=True)
