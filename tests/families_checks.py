@@ -101,7 +101,7 @@ class Subject:
         return inversion_rig.invert(self.model, self.latent(1), 3, "simple", prompt=self.text(3))
 
 
-# --------------------------------------------------------------------------------------------------- layout, token scale
+# ------------------------------------------------------------------------------------ layout, token scale
 
 def check_layout(subject: Subject) -> float:
     """nu 1 is the plain run and 0 a run from the window's end, both to the bit; between, Algorithm 1 by hand."""
@@ -132,7 +132,8 @@ def check_layout(subject: Subject) -> float:
 
 
 def check_scale(subject: Subject) -> float:
-    """Against attention in float64 whose columns are scaled, with a factor for each image of a batch."""
+    """An unmarked prompt is the plain run to the bit; a marked one is attention in float64 whose columns are scaled for
+    the picture's queries, with a factor for each image of a batch."""
     family, model, positive = subject.family, subject.model, subject.text(1)
     factors = torch.ones(2, family.words or family.tokens)
     for word, values in SWEEP.items():
@@ -153,18 +154,19 @@ def expect_written(family: Family) -> None:
         raise NoEffect("it works, and nothing here is written out for attention that hears no override")
 
 
-# --------------------------------------------------------------------------------------------------- merges
+# ------------------------------------------------------------------------------------ merges
 
 def check_merge(subject: Subject) -> float:
-    """Equal prompts are the plain run; all of the mask on one style is that style alone, the other 3 times longer."""
+    """Equal prompts are the plain run; all of the mask on one style is that style alone, one text 3 times as long
+    as the other. On UNets also against attention in float64, merged by soft masks."""
     family, model = subject.family, subject.model
     masks = soft_masks(2)
     first, second = subject.text(1), subject.text(3, 3)
     other = [[second[0][0], {**second[0][1], "pooled_output": first[0][1]["pooled_output"]}]]
-    alone = [subject.sample(), subject.sample(positive=other)]
     whole = torch.stack([torch.ones(24, 20), torch.full((24, 20), NEARLY)])
     merged = merge(model, masks, first, second)
     mixed = subject.sample(*merged)
+    alone = [subject.sample(), subject.sample(positive=other)]
     errors = [distance(subject.sample(*merge(model, masks, first, subject.text(1))), alone[0])]
     errors += [distance(subject.sample(*merge(model, share, first, second)), one)
                for share, one in zip((whole, whole.flip(0)), alone)]
@@ -196,7 +198,7 @@ def check_epsilon_merge(subject: Subject) -> float:
     return error
 
 
-# --------------------------------------------------------------------------------------------------- trajectories
+# ------------------------------------------------------------------------------------ trajectories, experts
 
 def check_cycle(subject: Subject) -> float:
     """The same prompts return the latent; others do what the paper prints."""
@@ -233,6 +235,7 @@ def check_inversion(subject: Subject) -> float:
 def check_injection(subject: Subject) -> float:
     """Own states change nothing, to the bit; those of another prompt do what an exchange by hand does."""
     family, model, source, found = subject.family, subject.model, subject.text(3), subject.trajectory
+    subject.network_calls = 0
     injecting = inject_features(model, found, source, 0.6, 0.0)
     reading = injection_rig.OneReading(found.states[-1])
     own = [injection_rig.run(injection_rig.guide(

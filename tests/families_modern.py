@@ -174,7 +174,8 @@ def llama(seed: int, tokens: int) -> dict[str, Any]:
 
 def t5_ids(seed: int, tokens: int) -> dict[str, Any]:
     """Anima reads the words by these, and its text beside them."""
-    return {"t5xxl_ids": torch.arange(1, 8, dtype=torch.int) + 10 * seed, "t5xxl_weights": torch.ones(7)}
+    ids = torch.arange(1, tokens - 3, dtype=torch.int) + 10 * seed
+    return {"t5xxl_ids": ids, "t5xxl_weights": torch.ones(len(ids))}
 
 
 def two_masked_texts(seed: int, tokens: int) -> dict[str, Any]:
@@ -267,7 +268,7 @@ MODERN = {
     "anima": Family(anima, False, 16, False, video=True, kind="Anima", beside=t5_ids, words=7, least=512),
     "cosmos_predict2": cross("CosmosT2IPredict2", 16, {**COSMOS, "image_model": "cosmos_predict2"}, video=True),
     "omnigen2": joint("Omnigen2", 16, OMNIGEN, beside=full_mask, order="text references picture"),
-    "krea2": joint("Krea2", 16, KREA, {}, video=True, width=24),
+    "krea2": joint("Krea2", 16, KREA, {}, video=True, width=24, tolerance=1e-3),
     "qwen_edit": joint("QwenImage", 16, QWEN, video=True, references=((1, 16, 1, 8, 6),)),
     "qwen_layered": joint("QwenImage", 16, QWEN, video=True, frames=3),
     "auraflow": joint("AuraFlow", 4, AURA, order="registers text picture", registers=8),

@@ -58,6 +58,7 @@ class Family:
         words: of a text that the network reads in its place, where they are not as many as the text's tokens.
         registers, llama: tokens that stand in the sequence under these names.
         deaf: its attention hears no patch and no override.
+        tolerance: largest error of float arithmetic, over a result's deviation.
     """
 
     model: Callable[..., Any]
@@ -82,6 +83,7 @@ class Family:
     registers: int = 0
     llama: int = 0
     deaf: bool = False
+    tolerance: float = 1e-4
 
     def conditioning(self, seed: int, tokens: int | None = None, **options: Any) -> list[Any]:
         tokens = self.tokens if tokens is None or self.fixed else tokens
