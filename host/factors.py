@@ -5,7 +5,8 @@ conditionings, guiders and samplers may share it, in any order of nodes.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -13,11 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_patches.values import extend_factors, join_factors, make_joint_override, make_value_patch
-from .families.joint import is_joint, pads_in_front
+from ..attention_patches.sequence import watch_blocks
+from ..attention_patches.values import ScaledSequence, extend_factors, join_factors, make_value_patch, scaled_outputs
+from .families.cross import find_cross
+from .families.joint import LLAMA, find_joint, pads_in_front
+from .families.transformers import SUPPORTED
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
     Call,
+    Found,
     call_with,
     find_images,
     find_rows,
@@ -34,6 +39,7 @@ from .protocols import Patcher
 SCALE_KEY = "mixology_token_scale"
 
 
+
 @dataclass(frozen=True)
 class TokenScale:
     """What a conditioning carries: a factor for each of its tokens, and when it acts.
@@ -41,12 +47,14 @@ class TokenScale:
     Attributes:
         factors: [values, tokens]; one row for every image of the batch, or one for all.
         start_percent, end_percent: on the model's own time axis, 0 at pure noise.
+        second: how many of the tokens, at the end, are those of the model's second text (HiDream's Llama).
     """
 
     node: ClassVar[str] = "Token Attention Scale"
     factors: Tensor
     start_percent: float
     end_percent: float
+    second: int = 0
 
     def factors_at(self, model_sampling: Any, timestep: Tensor, images: tuple[int, list[int]], made: dict[Any, Any],
                    ) -> Tensor:
@@ -83,10 +91,10 @@ def patch_model(model: Patcher) -> Any:
     Raises:
         ValueError: for a model family without a usable seam.
     """
-    if not (is_unet(model.model) or is_joint(model.model)):
+    if not (is_unet(model.model) or find_joint(model.model) or find_cross(model.model)):
         raise ValueError(
-            f"Token Attention Scale expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got "
-            f"{family_name(model.model)}; its attention gives no place to scale text tokens.")
+            f"Token Attention Scale expected a model of {SUPPORTED}, got {family_name(model.model)}; its attention "
+            f"gives no place to scale text tokens.")
     return heed_marks(model, SCALE_KEY, run=report_unread_scales, assign=assign_factors, apply=apply_factors)
 
 
@@ -106,9 +114,32 @@ def assign_factors(executor: Callable[..., Any], model: Any, conds: list[Any], x
     rows = {}
     for one in found:
         factors = one.mark.factors_at(model.model_sampling, timestep, images, one.made)
-        rows[one.row] = extend_factors(factors, one.read, max(0, one.read - one.own) if pads_in_front(model) else 0)
+        rows[one.row] = place_factors(factors, one, model)
     return call_with(executor, model, conds, x, timestep=timestep, model_options=model_options, key=SCALE_KEY,
                      call=Call(found, rows, len(x)))
+
+
+def place_factors(factors: Tensor, one: Found, model: Any) -> Tensor:
+    """Factors of a mark, [values, tokens], for all the tokens that the model's attention reads of its prompt.
+
+    Raises:
+        ValueError: if the conditioning has become shorter.
+    """
+    cross, llama = find_cross(model), one.cond["model_conds"].get(LLAMA)
+    read = one.read if cross is None else max(one.read, cross.context)
+    words, more = factors.split([factors.shape[1] - one.mark.second, one.mark.second], dim=1)
+    words = extend_factors(words, read, max(0, one.read - one.own) if pads_in_front(model) else 0)
+    if llama is None:
+        return words
+    more = extend_factors(more, llama.cond.shape[-2])
+    return torch.cat([words, more, more], dim=1)
+
+
+def count_text(model: Any, given: Mapping[str, Any]) -> int:
+    """Tokens of the text in the attention of a call, whose arguments are given by name."""
+    text, llama, cross = given["context"], given.get(LLAMA), find_cross(model)
+    tokens = 0 if text is None else text.shape[1]
+    return max(tokens, 0 if cross is None else cross.context) + (0 if llama is None else 2 * llama.shape[-2])
 
 
 def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,
@@ -119,24 +150,37 @@ def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_c
     options = leave_out(options, SCALE_KEY)
     if not chunks:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    model, given = executor.class_obj, {"x": x, "context": c_crossattn, **kwargs}
     factors = join_factors([part if part is None else part.to(x.device) for part in chunks], len(x),
-                           0 if c_crossattn is None else c_crossattn.shape[1])
-    factors = factors.to(executor.class_obj.get_dtype_inference())
-    options = scale_attention(executor.class_obj, options, factors, x)
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+                           count_text(model, given))
+    factors = factors.to(model.get_dtype_inference())
+    with scaled_attention(model, options, factors, given=given) as options:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
-def scale_attention(model: Any, options: dict[str, Any], factors: Tensor, x: Tensor) -> dict[str, Any]:
-    """A copy of `transformer_options` with the attention of this call scaled.
+@contextmanager
+def scaled_attention(model: Any, options: dict[str, Any], factors: Tensor, given: Mapping[str, Any],
+                     ) -> Iterator[dict[str, Any]]:
+    """A copy of `transformer_options` for one call with the attention scaled.
 
     The patch goes before those of other nodes, which may change the text's length; the override around the one found.
+
+    Args:
+        factors: [rows, tokens]; given: the call's arguments by name.
     """
-    if is_unet(model):
-        patches = options.get("patches", {})
-        own = {"attn2_patch": [make_value_patch(factors), *patches.get("attn2_patch", [])]}
-        if reads_text_twice(model):
-            own["attn1_patch"] = [make_value_patch(factors, first_attention=True), *patches.get("attn1_patch", [])]
-        return {**options, "patches": {**patches, **own}}
-    side = find_network(model).patch_size
-    image_tokens = -(-x.shape[-2] // side) * -(-x.shape[-1] // side)
-    return {**options, OVERRIDE: make_joint_override(factors, image_tokens, options.get(OVERRIDE))}
+    network, joint, cross = find_network(model), find_joint(model), find_cross(model)
+    if joint is not None:
+        with watch_blocks(joint.list_blocks(network)) as running:
+            scaled = ScaledSequence(factors, joint.sequence(network, given), running, options.get(OVERRIDE))
+            yield {**options, OVERRIDE: scaled.attend}
+            scaled.check_acted()
+        return
+    if cross is not None:
+        with scaled_outputs(cross.list_values(network, given), factors):
+            yield options
+        return
+    patches = options.get("patches", {})
+    own = {"attn2_patch": [make_value_patch(factors), *patches.get("attn2_patch", [])]}
+    if reads_text_twice(model):
+        own["attn1_patch"] = [make_value_patch(factors, first_attention=True), *patches.get("attn1_patch", [])]
+    yield {**options, "patches": {**patches, **own}}

@@ -1,25 +1,154 @@
-"""Diffusion transformers in which text and picture share one sequence of tokens, the text first."""
+"""Diffusion transformers in which text and picture share one sequence of tokens, and where each stands in it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from ...attention_patches.sequence import TokenSequence
 from ..networks import find_network, is_kind
 
-SD3 = "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT"
-FLUX = "comfy.ldm.flux.model.Flux"
-QWEN = "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel"
-# The arguments that a wrapper around a call gets in order; those in question go by the names of the first line.
-MODEL = ("x", "t", "c_concat", "context", "control", "transformer_options")  # BaseModel.apply_model
-NETWORKS = {FLUX: ("x", "timestep", "context", "y", "guidance", "ref_latents", "control", "transformer_options"),
-            QWEN: ("x", "timestep", "context", "attention_mask", "ref_latents", "additional_t_cond",
-                   "transformer_options")}
+LLAMA = "encoder_hidden_states_llama3"  # the second text of HiDream, [rows, layers, tokens, width]
 
 
-def is_joint(model: Any) -> bool:
-    """Whether a BaseModel's network is of this kind and known here (SD3, Flux, Qwen-Image)."""
-    return is_kind(find_network(model), SD3, FLUX, QWEN)
+@dataclass(frozen=True)
+class CallSizes:
+    """What the length of a call's sequence depends on.
+
+    Attributes:
+        text: tokens of its text; llama: of HiDream's second; grid: of one frame of its picture down and across.
+        frames: of the picture; references: tokens of reference pictures.
+    """
+
+    text: int
+    grid: tuple[int, int]
+    frames: int = 1
+    references: int = 0
+    llama: int = 0
+
+    @property
+    def picture(self) -> int:
+        return self.frames * self.grid[0] * self.grid[1]
+
+    def sequence(self, text: int, picture: int, pictures: tuple[int, int], total: int, *, words: int | None = None,
+                 ) -> TokenSequence:
+        """Args: text, picture: their first tokens; words: of the text, where it is not as long as its conditioning."""
+        return TokenSequence(
+            text=(text, self.text if words is None else words), picture=(picture, self.picture), pictures=pictures,
+            total=total, grid=self.grid, frames=self.frames, references=self.references)
+
+
+def text_first(network: Any, sizes: CallSizes) -> TokenSequence:
+    """[text, picture, references]"""
+    pictures = sizes.picture + sizes.references
+    return sizes.sequence(0, sizes.text, (sizes.text, pictures), sizes.text + pictures)
+
+
+def after_registers(network: Any, sizes: CallSizes) -> TokenSequence:
+    """[learned registers, text, picture]"""
+    before = network.register_tokens.shape[1]
+    first = before + sizes.text
+    return sizes.sequence(before, first, (first, sizes.picture), first + sizes.picture)
+
+
+def picture_last(network: Any, sizes: CallSizes) -> TokenSequence:
+    """[text, references, picture]"""
+    pictures = sizes.picture + sizes.references
+    return sizes.sequence(0, sizes.text + sizes.references, (sizes.text, pictures), sizes.text + pictures)
+
+
+def picture_first(network: Any, sizes: CallSizes) -> TokenSequence:
+    """[picture, text]"""
+    return sizes.sequence(sizes.picture, 0, (0, sizes.picture), sizes.text + sizes.picture)
+
+
+def with_padding(network: Any, sizes: CallSizes) -> TokenSequence:
+    """[text, padding, picture, padding], each up to a multiple of tokens that all read; references are not known."""
+    multiple = network.pad_tokens_multiple or 1
+    text, picture = (math.ceil(tokens / multiple) * multiple for tokens in (sizes.text, sizes.picture))
+    return sizes.sequence(0, text, (text, sizes.picture), text + picture)
+
+
+def with_two_texts(network: Any, sizes: CallSizes) -> TokenSequence:
+    """[picture, text, second text, second text of the block's own]"""
+    words = sizes.text + 2 * sizes.llama
+    return sizes.sequence(sizes.picture, 0, (0, sizes.picture), sizes.picture + words, words=words)
+
+
+@dataclass(frozen=True)
+class JointFamily:
+    """What a transformer of this kind offers.
+
+    Attributes:
+        blocks: its lists of blocks that attend among text and picture, in the order they run.
+        place: where tokens stand in a call of so many.
+        side: of an image token in a latent; the network's own patch size without it.
+        wraps: whether the network has a place for wrappers of its own around a call.
+        positions: which argument of a block holds the rotations of positions, by place and by name, where a picture's
+            positions follow the length of the text; None where they do not. See `find_positions`.
+    """
+
+    blocks: tuple[str, ...]
+    place: Callable[[Any, CallSizes], TokenSequence] = text_first
+    side: int = 0
+    wraps: bool = True
+    positions: tuple[int, str] | None = None
+
+    def list_blocks(self, network: Any) -> list[Any]:
+        return [block for name in self.blocks for block in getattr(network, name)]
+
+    def find_positions(self, network: Any) -> tuple[int, str] | None:
+        """See `positions`. Of Flux's networks only LongCat-Image's, which counts its text across and down."""
+        counted = getattr(getattr(network, "params", None), "txt_ids_dims", (1, 2))
+        return self.positions if {1, 2} & set(counted) else None
+
+    def find_side(self, network: Any) -> int:
+        """Of an image token, in a latent's cells."""
+        side = self.side or getattr(network, "patch", 0) or network.patch_size
+        return side if isinstance(side, int) else side[-1]
+
+    def sequence(self, network: Any, given: Mapping[str, Any]) -> TokenSequence:
+        """Where tokens stand in a call, by its arguments' names in the network."""
+        side = self.find_side(network)
+        frames, *grid = count_tokens(given["x"], side)
+        llama = given.get(LLAMA)
+        return self.place(network, CallSizes(
+            text=given["context"].shape[1], llama=0 if llama is None else llama.shape[-2], grid=(grid[0], grid[1]),
+            frames=frames, references=count_picture_tokens(given.get("ref_latents") or [], side)))
+
+
+DOUBLE_SINGLE = ("double_blocks", "single_blocks")
+FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
+    "modules.diffusionmodules.mmdit.MMDiT": JointFamily(("joint_blocks",), wraps=False),
+    "flux.model.Flux": JointFamily(DOUBLE_SINGLE, positions=(3, "pe")),
+    "chroma.model.Chroma": JointFamily(DOUBLE_SINGLE),
+    "chroma_radiance.model.ChromaRadiance": JointFamily(DOUBLE_SINGLE),
+    "qwen_image.model.QwenImageTransformer2DModel": JointFamily(("transformer_blocks",)),
+    "krea2.model.SingleStreamDiT": JointFamily(("blocks",)),
+    "lumina.model.NextDiT": JointFamily(("layers",), with_padding, positions=(2, "freqs_cis")),
+    "hidream.model.HiDreamImageTransformer2DModel": JointFamily(
+        ("double_stream_blocks", "single_stream_blocks"), with_two_texts),
+    "omnigen.omnigen2.OmniGen2Transformer2DModel": JointFamily(
+        ("layers",), picture_last, wraps=False, positions=(2, "image_rotary_emb")),
+    "boogu.model.BooguTransformer2DModel": JointFamily(
+        ("double_stream_layers", "single_stream_layers"), picture_last, wraps=False, positions=(2, "rotary_emb")),
+    "aura.mmdit.MMDiT": JointFamily(("double_layers", "single_layers"), after_registers),
+    "hunyuan_video.model.HunyuanVideo": JointFamily(DOUBLE_SINGLE),
+    "ideogram4.model.Ideogram4Transformer2DModel": JointFamily(("layers",), side=1),
+    "lens.model.LensTransformer2DModel": JointFamily(("transformer_blocks",), picture_first, side=1),
+    "mage_flow.model.MageFlowTransformer2DModel": JointFamily(("transformer_blocks",)),
+}.items()}
+
+
+def find_joint(model: Any) -> JointFamily | None:
+    """What a BaseModel's network offers, if it is of this kind and known here."""
+    return find_joint_network(find_network(model))
+
+
+def find_joint_network(network: Any) -> JointFamily | None:
+    """As `find_joint`, of a network."""
+    return next((family for kind, family in FAMILIES.items() if is_kind(network, kind)), None)
 
 
 def pads_in_front(model: Any) -> bool:
@@ -27,22 +156,8 @@ def pads_in_front(model: Any) -> bool:
     return is_kind(model, "comfy.model_base.Flux2")
 
 
-def name_arguments(network: Any) -> tuple[str, ...]:
-    """The arguments of a call of the network, or of its model where the network itself has no place for wrappers."""
-    return next((names for kind, names in NETWORKS.items() if is_kind(network, kind)), MODEL)
-
-
-def count_attentions(network: Any) -> int:
-    """How many attentions a call makes among text and picture."""
-    if is_kind(network, SD3):
-        return len(network.joint_blocks)
-    if is_kind(network, FLUX):
-        return len(network.double_blocks) + len(network.single_blocks)
-    return len(network.transformer_blocks)
-
-
 def count_tokens(latent: Any, side: int) -> tuple[int, int, int]:
-    """Frames of a latent [B, C, (T,) H, W], and tokens of `side` pixels down and across, the last ones padded."""
+    """Frames of a latent [B, C, (T,) H, W], and tokens of `side` cells down and across, the last ones padded."""
     height, width = latent.shape[-2:]
     return latent.shape[2] if latent.ndim == 5 else 1, -(-height // side), -(-width // side)
 
