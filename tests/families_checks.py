@@ -83,7 +83,7 @@ class Subject:
     def text(self, seed: int, times: int = 1) -> list[Any]:
         return self.family.conditioning(seed, times * self.family.tokens)
 
-    def latent(self, batch: int = 2) -> dict[str, Any]:
+    def latent(self, batch: int = 1) -> dict[str, Any]:
         return {"samples": self.family.latent(batch, *self.family.size)}
 
     def sigmas(self, steps: int) -> Tensor:
@@ -92,20 +92,20 @@ class Subject:
     def guider(self, model: Any = None, positive: Any = None, cfg: float = 3.0) -> Any:
         return tiny.cfg_guider(model or self.model, positive or self.text(1), self.text(2), cfg)
 
-    def sample(self, model: Any = None, positive: Any = None, batch: int = 2, steps: int = 2) -> Tensor:
+    def sample(self, model: Any = None, positive: Any = None, batch: int = 1, steps: int = 2) -> Tensor:
         return rig.run(self.model, comfy.samplers.sampler_object("euler"), self.latent(batch), self.sigmas(steps),
                        guider=self.guider(model, positive))
 
     @cached_property
     def trajectory(self) -> Any:
-        return inversion_rig.invert(self.model, self.latent(1), 3, "simple", prompt=self.text(3))
+        return inversion_rig.invert(self.model, self.latent(), 3, "simple", prompt=self.text(3))
 
 
 # ------------------------------------------------------------------------------------ layout, token scale
 
 def check_layout(subject: Subject) -> float:
     """nu 1 is the plain run and 0 a run from the window's end, both to the bit; between, Algorithm 1 by hand."""
-    model, latent, sigmas = subject.model, subject.latent(), subject.sigmas(4)
+    model, latent, sigmas = subject.model, subject.latent(), subject.sigmas(3)
     start, stop = (rig.start_index(model, sigmas, WINDOW[key]) for key in ("k_max", "k_min"))
     noise = comfy.sample.prepare_noise(latent["samples"], rig.SEED, None)
 
@@ -139,12 +139,12 @@ def check_scale(subject: Subject) -> float:
     for word, values in SWEEP.items():
         factors[:, word] = torch.tensor(values)
     patched = patch_model(model)
-    scaled = subject.sample(patched, mark_conditioning(positive, SCALE_KEY, TokenScale(factors, 0.0, 1.0)))
-    plain = subject.sample()
-    expect_equal(subject.sample(patched), plain, "an unmarked prompt beside the plain run")
+    scaled = subject.sample(patched, mark_conditioning(positive, SCALE_KEY, TokenScale(factors, 0.0, 1.0)), batch=2)
+    plain = subject.sample(batch=2)
+    expect_equal(subject.sample(patched, batch=2), plain, "an unmarked prompt beside the plain run")
     expect_written(family)
     override = written.scale_columns(family, {0: factors}, family.tokens)
-    error = distance(scaled, subject.sample(written.with_override(model, override)))
+    error = distance(scaled, subject.sample(written.with_override(model, override), batch=2))
     expect_effect(scaled, plain, error, "scaled words")
     return error
 
@@ -215,7 +215,7 @@ def check_cycle(subject: Subject) -> float:
 
 def check_inversion(subject: Subject) -> float:
     """Every state as printed, and sampling that starts at the last one."""
-    found, latent = subject.trajectory, subject.latent(1)
+    found, latent = subject.trajectory, subject.latent()
     printed = inversion_rig.printed_inversion(subject.model, subject.text(3), latent, found.sigmas, "ditail")
     seen: list[Tensor] = []
 
