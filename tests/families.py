@@ -132,7 +132,7 @@ FAMILIES = {
 }
 # Families with a way of their own, for the tests that name them.
 PECULIAR = {
-    "flux2": Family(flux2, True, 128, False, options={"guidance": 2.5}, patch=1),
-    "klein": Family(klein, True, 128, False, patch=1),
+    "flux2": Family(flux2, True, 128, False, options={"guidance": 2.5}, patch=1, size=(5, 4), least=512),
+    "klein": Family(klein, True, 128, False, patch=1, size=(5, 4), least=512),
     "upscaler": Family(upscaler, False, 4, False),
 }
