@@ -9,8 +9,11 @@ import tiny
 import torch
 from attention_merge_rig import merge, sample_latent, soft_masks
 from comfy.patcher_extension import WrappersMP
+from injection_rig import invert
+from injection_rig import run as inject
 from joint_merge_rig import ALL, expect, written_out
 from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
+from mixology.host.injection import inject_features
 from mixology.host.marks import mark_conditioning
 from mixology.host.networks import OVERRIDE
 from torch import Tensor
@@ -241,6 +244,24 @@ def test_an_override_of_another_node_acts_on_every_style(name: str) -> None:
     whole = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
     merged, positive = merge(model, whole, texts[0], texts[1])
     close(run(name, merged, positive, negative), run(name, model, alone(texts[0], texts[1]), negative))
+
+
+@pytest.mark.parametrize("name", ["flux", "longcat"])
+def test_features_may_be_injected_beside(name: str) -> None:
+    """Into a merge of equal prompts as into the plain run; into one of others it does what the plain run shows."""
+    model, (*texts, negative) = model_of(name), prompts(name)
+    trajectory = invert(model, texts[2], {"samples": ALL[name].latent(1, *ALL[name].size)}, 3)
+    injecting = inject_features(model, trajectory, texts[2], 1.0, 0.0)
+
+    def go(patched: Any, positive: Any) -> Tensor:
+        return inject(tiny.cfg_guider(patched, positive, negative), trajectory, "euler",
+                      sigmas=trajectory.sigmas.flip(0)[:2])
+
+    plain = go(injecting, texts[0])
+    close(go(*merge(injecting, MASKS, *[texts[0]] * 3)), plain)
+    whole = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
+    close(go(*merge(injecting, whole, texts[0], texts[1])), go(injecting, alone(texts[0], texts[1])))
+    assert differ(plain, go(model, texts[0]))
 
 
 def test_a_node_that_wraps_blocks_may_stay() -> None:
