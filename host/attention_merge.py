@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -16,7 +17,9 @@ from ..attention_patches.masks import StyleMasks
 from ..attention_patches.rows import check_part
 from ..attention_patches.values import extend_factors
 from ..samplers.masks import check_style_masks
+from .attention_merge_joint import can_share, merged_sequence
 from .factors import SCALE_KEY, TokenScale, patch_model
+from .families.joint import pad_text
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
     Call,
@@ -40,6 +43,8 @@ from .protocols import Patcher
 from .run import find_cell
 
 KEY = "mixology_attention_merge"
+FAMILIES = ("SD1.x, SD2.x, SDXL, SD3, AuraFlow, Flux, Flux.2, Chroma, Qwen-Image, Krea 2, Z-Image, Lumina 2, "
+            "LongCat-Image or OmniGen2")
 PICTURE = "mixology_picture"  # height and width of the latent that a run samples
 
 
@@ -49,12 +54,14 @@ class Merge:
 
     Attributes:
         texts: [1 or images, tokens, width]; scales: the factors of their words, None where nothing is scaled.
+        fronts: tokens that a model puts in front of each.
     """
 
     node: ClassVar[str] = "Cross-Attention Merge"
     texts: tuple[Tensor, ...]
     scales: tuple[TokenScale | None, ...]
     masks: StyleMasks
+    fronts: tuple[int, ...] = ()
 
     def read_at(self, place: Found, seen: tuple[int, int], images: tuple[int, list[int]], model_sampling: Any,
                 timestep: Tensor) -> StyleTexts:
@@ -65,9 +72,10 @@ class Merge:
         """
         total, shown = images
         texts = [text if len(text) == 1 else repeat_to_batch_size(text, total)[shown] for text in self.texts]
+        fronts = self.fronts or [0] * len(texts)
         factors = [scale and extend_factors(
-            scale.factors_at(model_sampling, timestep, images, place.made), text.shape[1])
-            for scale, text in zip(self.scales, self.texts)]
+            scale.factors_at(model_sampling, timestep, images, place.made), text.shape[1], front)
+            for scale, text, front in zip(self.scales, self.texts, fronts)]
         area = place.cond.get("area")
         return StyleTexts(texts, factors, self.masks, picture=seen, area=area and tuple(area))
 
@@ -85,10 +93,10 @@ def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[st
         ValueError: for another model family, masks that do not fit, a conditioning that is not one text or
             is merged already, a first one that was zeroed out, or texts of unequal width.
     """
-    if not is_unet(model.model):
+    if not is_unet(model.model) and not can_share(model.model):
         raise ValueError(
-            f"Cross-Attention Merge expected an SD1.x, SD2.x or SDXL model, got {family_name(model.model)}; use the "
-            f"Epsilon Merge Guider, which takes any model.")
+            f"Cross-Attention Merge expected a model of {FAMILIES}, got {family_name(model.model)}; use the Epsilon "
+            f"Merge Guider, which takes any model.")
     masks = check_style_masks(masks, len(conditionings))
     check_prompts(conditionings)
     first, *others = (conditioning[0] for conditioning in conditionings.values())
@@ -98,7 +106,8 @@ def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[st
     if not styles:
         return model, [first]
     texts, scales = zip(*((text, read_mark(options, SCALE_KEY)) for text, options in styles))
-    merge = Merge(texts, scales, StyleMasks(masks[[True, *painted[1:]]].cpu()))
+    texts, fronts = zip(*(pad_text(model.model, text) for text in texts))
+    merge = Merge(texts, scales, StyleMasks(masks[[True, *painted[1:]]].cpu()), fronts)
     keep_text(model, KEY, merge, first[0])
     warn_of_unwired(merge.node)
     return model, mark_conditioning([first], KEY, merge)
@@ -189,17 +198,23 @@ def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_cr
     options = watch_regions(transformer_options or {}, KEY, len(x), Merge.node)
     found: list[StyleTexts | None] = find_rows(options, KEY, len(x), Merge.node)
     options = leave_out(options, KEY, PICTURE)
+    model, within = executor.class_obj, nullcontext()
     if found:
-        options = merge_attention(executor.class_obj, options, found, x, tokens=c_crossattn.shape[1])
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        merges = place_styles(found, x, model.get_dtype_inference(), find_cell(model))
+        if is_unet(model):
+            options = merge_attention(model, options, merges, len(x), tokens=c_crossattn.shape[1])
+        else:
+            within = merged_sequence(model, merges, len(x))
+    with within:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
-def merge_attention(model: Any, options: dict[str, Any], found: Sequence[StyleTexts | None], x: Tensor, *,
+def merge_attention(model: Any, options: dict[str, Any], merges: Sequence[tuple[slice, StyleTexts]], rows: int, *,
                     tokens: int) -> dict[str, Any]:
-    """A copy of `transformer_options` with the text attention of this call merged.
+    """A copy of `transformer_options` with the text attention of this call to a UNet merged.
 
     Args:
-        found: of each chunk of the call, in order; x: its latent; tokens: of its text.
+        merges: rows of the call and what they read; rows: of the call; tokens: of its text.
     """
     slots = ("attn1", "attn2") if reads_text_twice(model) else ("attn2",)
     if any(options.get("patches_replace", {}).get(slot) for slot in slots):
@@ -209,8 +224,7 @@ def merge_attention(model: Any, options: dict[str, Any], found: Sequence[StyleTe
     patches = options.get("patches", {})
     # after those of other nodes, which may change the rows' own text
     listed = patches.get("attn2_patch", [])
-    merges = place_styles(found, x, model.get_dtype_inference(), find_cell(model))
-    merged = MergedAttention(merges, len(x), options.get(OVERRIDE), edits=listed, given=tokens)
+    merged = MergedAttention(merges, rows, options.get(OVERRIDE), edits=listed, given=tokens)
     own = {"attn2_patch": [*listed, merged.join_texts]}
     if "attn1" in slots:
         own["attn1_patch"] = [merged.note_text, *patches.get("attn1_patch", []), merged.join_noted_text]
