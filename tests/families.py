@@ -1,8 +1,6 @@
 """Tiny models with random weights of the host's diffusion families, texts that fit them, and their text encoders."""
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,13 @@ from comfy import model_base, sd1_clip, sdxl_clip, supported_models
 from comfy.supported_models_base import ClipTarget
 from comfy.text_encoders import flux as flux_text
 from comfy.text_encoders import qwen_image, sd2_clip, sd3_clip
+from families_modern import MODERN as MODERN
+from families_modern import UNET
+from families_modern import missing as missing
+from family import POOLED, WIDTH, Family, raise_norms
 from safetensors.torch import save_file
 
-WIDTH = 20  # of a text token
-POOLED = 12  # of a pooled text
 SDXL_SIZES = 6 * 256  # what SDXL appends to the pooled text: three pairs of sizes, embedded
-UNET = {
-    "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2], "num_heads": -1, "num_head_channels": 16, "use_spatial_transformer": True,
-    "context_dim": WIDTH, "use_linear_in_transformer": True, "adm_in_channels": None, "use_temporal_attention": False,
-}
 
 
 class TinySD2Config(supported_models.SD20):
@@ -56,15 +51,6 @@ class TinyFlux2Config(supported_models.Flux2):
 class TinyUpscalerConfig(supported_models.SD_X4Upscaler):
     unet_config: dict[str, Any] = {}
     unet_extra_config: dict[str, Any] = {}
-
-
-def raise_norms(patcher: Any) -> Any:
-    """Norm weights around 1: around 0, where `fill` puts them, attention would be nearly uniform."""
-    with torch.no_grad():
-        for name, parameter in patcher.model.diffusion_model.named_parameters():
-            if parameter.ndim == 1 and not name.endswith("bias"):
-                parameter += 1.0
-    return patcher
 
 
 def sd1(seed: int = 0) -> Any:
@@ -139,39 +125,6 @@ def upscaler(seed: int = 0) -> Any:
         "in_channels": 7, "disable_self_attentions": [True, False], "num_classes": 1000, "num_heads": 2,
         "num_head_channels": -1,
     }), seed))
-
-
-@dataclass(frozen=True)
-class Family:
-    """How to build a family's model, its latents and its texts.
-
-    Attributes:
-        joint: text and image tokens in one sequence, the text first; else cross-attention.
-        options: what a text carries besides its tokens and the pooled vector.
-        patch: side of an image token of a joint family, in latent pixels.
-    """
-
-    model: Callable[..., Any]
-    joint: bool
-    channels: int
-    pooled: bool
-    video: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-    patch: int = 2
-
-    def conditioning(self, seed: int, tokens: int, **options: Any) -> list[Any]:
-        generator = torch.Generator().manual_seed(seed)
-        text = torch.randn(1, tokens, WIDTH, generator=generator)
-        pooled = torch.randn(1, POOLED, generator=generator) if self.pooled else None
-        return [[text, {"pooled_output": pooled, **self.options, **options}]]
-
-    def latent(self, batch: int, height: int, width: int) -> torch.Tensor:
-        samples = tiny.latent(batch, height, width, channels=self.channels)["samples"]
-        return samples.unsqueeze(2) if self.video else samples
-
-    def image_tokens(self, height: int, width: int) -> int:
-        """Of a joint family's picture."""
-        return -(-height // self.patch) * -(-width // self.patch)
 
 
 FAMILIES = {
