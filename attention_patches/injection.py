@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .masks import LayerMasks
 from .rows import chain_override, check_part, check_rows, split_evenly, token_axis
+from .sequence import RunningBlock, TokenSequence
 
 NODE = "Feature Injection"
 Attention = Callable[..., Tensor]
@@ -208,44 +209,40 @@ class UNetInjector(Injector):
 # -------------------------------------------------------------------------------------------- diffusion transformers
 
 
-@dataclass
+@dataclass(frozen=True)
 class JointCall:
-    """Tells the attentions of one call of a diffusion transformer apart: text tokens come first, then the picture's.
+    """Tells the attentions of one call of a diffusion transformer apart.
 
     Attributes:
-        text: tokens of the call's text; grid: tokens of one frame of its picture down and across.
-        frames: of the picture; others: tokens behind it, of reference pictures.
-        index: of the joint attention that ran last.
+        sequence: where the picture stands in a joint one; running: which block runs.
     """
 
-    text: int
-    grid: tuple[int, int]
-    frames: int = 1
-    others: int = 0
-    index: int = -1
+    sequence: TokenSequence
+    running: RunningBlock
 
     @property
     def picture(self) -> int:
-        return self.frames * self.grid[0] * self.grid[1]
+        return self.sequence.picture[1]
 
     def place(self, q: Tensor, k: Tensor, axis: int) -> tuple[Point, int] | None:
         """The place of this attention and its first picture token; None if it is not one among a picture's tokens.
 
         Raises:
-            ValueError: if it holds other tokens besides text, picture and references.
+            ValueError: if it holds other tokens than those of the call.
         """
-        tokens = q.shape[axis]
-        if k.shape[axis] != tokens:
+        tokens, index = q.shape[axis], self.running.index
+        if index is None or k.shape[axis] != tokens:
             return None
-        if tokens == self.text + self.picture + self.others:
-            self.index += 1
-            return ("joint", self.index), self.text
+        first, pictures = self.sequence.picture[0], self.sequence.pictures
+        if self.sequence.holds(tokens):
+            return ("joint", index), first
+        if tokens == pictures[1]:
+            return ("picture", index), first - pictures[0]
         if tokens == self.picture:
-            return ("picture", self.index), 0
-        parts = [f"{self.text} text", *([f"{self.others} reference"] if self.others else [])]
+            return ("picture", index), 0
         raise ValueError(
-            f"{NODE} expected {', '.join(parts)} and {self.picture} picture tokens, got {tokens} in all; remove the "
-            f"node that adds tokens to the model.")
+            f"{NODE} expected {self.sequence.describe()}, got {tokens} in all; remove the node that adds tokens to the "
+            f"model.")
 
 
 def make_joint_reader(call: JointCall, readings: Sequence[SourceTensors], points: Sequence[Point],
@@ -292,7 +289,8 @@ def exchange_picture(own: Tensor, injector: Injector, placed: tuple[Point, int],
     """
     point, first = placed
     last = first + call.picture
+    pattern = "m h w -> m 1 (frames h w) 1" if axis == 2 else "m h w -> m (frames h w) 1"
     picture = injector.exchange(
-        own.narrow(axis, first, call.picture), point, part, call.grid,
-        pattern="m h w -> m 1 (frames h w) 1" if axis == 2 else "m h w -> m (frames h w) 1", frames=call.frames)
+        own.narrow(axis, first, call.picture), point, part, call.sequence.grid, pattern=pattern,
+        frames=call.sequence.frames)
     return torch.cat([own.narrow(axis, 0, first), picture, own.narrow(axis, last, own.shape[axis] - last)], dim=axis)

@@ -45,9 +45,10 @@ class TokenSequence:
 
 @dataclass
 class RunningBlock:
-    """Which of the watched blocks runs now: its number, None between them."""
+    """Which of the watched blocks runs now: its number, None between them; and whether any ran."""
 
     index: int | None = None
+    entered: bool = False
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def watch_blocks(blocks: Sequence[torch.nn.Module]) -> Iterator[RunningBlock]:
 
 
 def _enter(running: RunningBlock, index: int, module: Any, args: Any) -> None:
-    running.index = index
+    running.index, running.entered = index, True
 
 
 def _leave(running: RunningBlock, module: Any, args: Any, output: Any) -> None:

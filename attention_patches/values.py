@@ -6,6 +6,8 @@ materialising A. Nothing is normalised again.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from einops import repeat
 from torch import Tensor
 
 from .rows import Attention, chain_override, split_evenly, token_axis
+from .sequence import RunningBlock, TokenSequence
 
 NODE = "Token Attention Scale"
 
@@ -93,46 +96,104 @@ class ScaleValues:
         return n, context, value * self.factors.to(value).unsqueeze(-1)
 
 
-def make_joint_override(factors: Tensor, image_tokens: int, inner: Attention | None) -> Attention:
-    """Joint attention of a diffusion transformer: image queries see scaled text values, text queries the original ones.
+class ScaledSequence:
+    """Joint attention of a diffusion transformer: pictures see scaled text values, all else the original ones.
 
     The queries are split in two calls of the host's own kernel, which together cost what one does.
 
     Args:
-        factors: [rows, text tokens]. The text comes first in the joint sequence.
-        image_tokens: tokens of the picture alone, to pass image-only attention through.
+        factors: [rows, text tokens].
+        sequence: where text and pictures stand; running: which of the network's joint blocks runs.
         inner: an override found in the host's slot, called in place of the kernel.
     """
-    text = factors.shape[1]
 
-    def attend_scaled(func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any,
-                      ) -> Tensor:
-        def attend(q: Tensor, v: Tensor, part: slice) -> Tensor:
-            more, named = slice_mask(args, kwargs, part, tokens)
-            return chained(q, k, v, heads, *more, **named)
+    def __init__(self, factors: Tensor, sequence: TokenSequence, running: RunningBlock, inner: Attention | None):
+        self.factors, self.sequence, self.running, self.inner = factors, sequence, running, inner
+        self.acted = False
 
-        chained, axis = chain_override(func, inner), token_axis(kwargs)
-        tokens = q.shape[axis]
-        if tokens == image_tokens:
-            return attend(q, v, slice(None))
-        weights = factors.to(v)
+    def attend(self, func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+        """The override.
+
+        Raises:
+            ValueError: if a joint block attends among other tokens than it was called with.
+        """
+        chained, axis = chain_override(func, self.inner), token_axis(kwargs)
+        tokens, pictures = k.shape[axis], (self.sequence.picture[1], self.sequence.pictures[1])
+        if self.running.index is None or tokens in pictures:
+            return chained(q, k, v, heads, *args, **kwargs)
+        if not self.sequence.holds(tokens) or q.shape[axis] != tokens:
+            raise ValueError(
+                f"{NODE} expected {self.sequence.describe()} in the model's attention, got {tokens} tokens in all; "
+                f"remove the node that adds tokens to the model.")
+        self.acted = True
+        first = self.sequence.pictures[0]
+        last = min(first + self.sequence.pictures[1], tokens)
+        inside, outside = [slice(first, last)], [slice(0, first), slice(last, tokens)]
+
+        def attend(v: Tensor, parts: list[slice]) -> Tensor:
+            more, named = cut_mask(args, kwargs, parts, tokens)
+            return chained(take(q, parts, axis), k, v, heads, *more, **named)
+
+        picture, own = attend(self.scale(v, axis), inside), attend(v, outside)
+        axis = 2 if kwargs.get("skip_output_reshape", False) else 1
+        before, after = own.split([first, tokens - last], dim=axis)
+        return torch.cat([before, picture, after], dim=axis)
+
+    def scale(self, v: Tensor, axis: int) -> Tensor:
+        """Values with those of the text scaled."""
+        first, text = self.sequence.text
+        weights = self.factors.to(v)
         weights = weights.reshape(len(weights), *[1] * (axis - 1), text, *[1] * (v.ndim - 1 - axis))
-        scaled = torch.cat([v.narrow(axis, 0, text) * weights, v.narrow(axis, text, tokens - text)], dim=axis)
-        own = attend(q.narrow(axis, 0, text), v, slice(0, text))
-        image = attend(q.narrow(axis, text, tokens - text), scaled, slice(text, None))
-        return torch.cat([own, image], dim=2 if kwargs.get("skip_output_reshape", False) else 1)
+        last = first + text
+        return torch.cat([
+            v.narrow(axis, 0, first), v.narrow(axis, first, text) * weights,
+            v.narrow(axis, last, v.shape[axis] - last)], dim=axis)
 
-    return attend_scaled
+    def check_acted(self) -> None:
+        """Raises ValueError if blocks ran and no attention of theirs came here."""
+        if self.running.entered and not self.acted:
+            raise ValueError(
+                f"{NODE} expected to compute the model's joint attention, got a node that replaces it; remove that "
+                f"node.")
 
 
-def slice_mask(args: tuple[Any, ...], kwargs: dict[str, Any], part: slice, tokens: int,
-               ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def take(tensor: Tensor, parts: list[slice], axis: int) -> Tensor:
+    """Some of the tokens of a tensor, in order."""
+    found = [tensor.narrow(axis, part.start, part.stop - part.start) for part in parts if part.stop > part.start]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=axis)
+
+
+def cut_mask(args: tuple[Any, ...], kwargs: dict[str, Any], parts: list[slice], tokens: int,
+             ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments after `heads` with the mask cut to some of the queries.
 
     A mask is [..., queries or 1, keys], given by position or by name.
     """
     mask = args[0] if args else kwargs.get("mask")
-    if mask is None or mask.shape[-2] != tokens:
+    if mask is None or mask.ndim < 2 or mask.shape[-2] != tokens:
         return args, kwargs
-    cut = mask[..., part, :]
+    cut = take(mask, parts, mask.ndim - 2)
     return ((cut, *args[1:]), kwargs) if args else (args, {**kwargs, "mask": cut})
+
+
+@contextmanager
+def scaled_outputs(layers: Sequence[torch.nn.Module], factors: Tensor) -> Iterator[None]:
+    """Scales what layers make of a text's tokens, [rows, tokens, channels], for as long as the context lasts.
+
+    Args:
+        layers: those that make values of the text; factors: [rows, tokens].
+
+    Raises:
+        ValueError: on a text of other rows or tokens.
+    """
+    def scale(module: Any, args: Any, output: Tensor) -> Tensor:
+        if output.shape[:2] != factors.shape:
+            raise ValueError(
+                f"{NODE} expected text of {tuple(factors.shape)} rows and tokens, got {tuple(output.shape[:2])}; "
+                f"remove the node that changes the text inside the model.")
+        return output * factors.to(output).unsqueeze(-1)
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(scale).remove)
+        yield

@@ -5,7 +5,8 @@ conditionings, guiders and samplers may share it, in any order of nodes.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -13,8 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..attention_patches.values import extend_factors, join_factors, make_joint_override, make_value_patch
-from .families.joint import is_joint, pads_in_front
+from ..attention_patches.sequence import watch_blocks
+from ..attention_patches.values import ScaledSequence, extend_factors, join_factors, make_value_patch, scaled_outputs
+from .families.cross import find_cross
+from .families.joint import find_joint, pads_in_front
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
     Call,
@@ -32,6 +35,8 @@ from .networks import OVERRIDE, family_name, find_network
 from .protocols import Patcher
 
 SCALE_KEY = "mixology_token_scale"
+FAMILIES = ("SD1.x, SD2.x, SDXL, SD3, Flux, Flux.2, Chroma, Qwen-Image, Z-Image, Lumina 2, Krea 2, HiDream, OmniGen2, "
+            "AuraFlow, Anima, Cosmos-Predict2, Wan, LTX-Video or HunyuanVideo")
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,10 @@ def patch_model(model: Patcher) -> Any:
     Raises:
         ValueError: for a model family without a usable seam.
     """
-    if not (is_unet(model.model) or is_joint(model.model)):
+    if not (is_unet(model.model) or find_joint(model.model) or find_cross(model.model)):
         raise ValueError(
-            f"Token Attention Scale expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got "
-            f"{family_name(model.model)}; its attention gives no place to scale text tokens.")
+            f"Token Attention Scale expected a model of {FAMILIES}, got {family_name(model.model)}; its attention "
+            f"gives no place to scale text tokens.")
     return heed_marks(model, SCALE_KEY, run=report_unread_scales, assign=assign_factors, apply=apply_factors)
 
 
@@ -122,21 +127,34 @@ def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_c
     factors = join_factors([part if part is None else part.to(x.device) for part in chunks], len(x),
                            0 if c_crossattn is None else c_crossattn.shape[1])
     factors = factors.to(executor.class_obj.get_dtype_inference())
-    options = scale_attention(executor.class_obj, options, factors, x)
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    given = {"x": x, "context": c_crossattn, **kwargs}
+    with scaled_attention(executor.class_obj, options, factors, given=given) as options:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
-def scale_attention(model: Any, options: dict[str, Any], factors: Tensor, x: Tensor) -> dict[str, Any]:
-    """A copy of `transformer_options` with the attention of this call scaled.
+@contextmanager
+def scaled_attention(model: Any, options: dict[str, Any], factors: Tensor, given: Mapping[str, Any],
+                     ) -> Iterator[dict[str, Any]]:
+    """A copy of `transformer_options` for one call with the attention scaled.
 
     The patch goes before those of other nodes, which may change the text's length; the override around the one found.
+
+    Args:
+        factors: [rows, tokens]; given: the call's arguments by name.
     """
-    if is_unet(model):
-        patches = options.get("patches", {})
-        own = {"attn2_patch": [make_value_patch(factors), *patches.get("attn2_patch", [])]}
-        if reads_text_twice(model):
-            own["attn1_patch"] = [make_value_patch(factors, first_attention=True), *patches.get("attn1_patch", [])]
-        return {**options, "patches": {**patches, **own}}
-    side = find_network(model).patch_size
-    image_tokens = -(-x.shape[-2] // side) * -(-x.shape[-1] // side)
-    return {**options, OVERRIDE: make_joint_override(factors, image_tokens, options.get(OVERRIDE))}
+    network, joint, cross = find_network(model), find_joint(model), find_cross(model)
+    if joint is not None:
+        with watch_blocks(joint.list_blocks(network)) as running:
+            scaled = ScaledSequence(factors, joint.sequence(network, given), running, options.get(OVERRIDE))
+            yield {**options, OVERRIDE: scaled.attend}
+            scaled.check_acted()
+        return
+    if cross is not None:
+        with scaled_outputs(cross.list_values(network), factors):
+            yield options
+        return
+    patches = options.get("patches", {})
+    own = {"attn2_patch": [make_value_patch(factors), *patches.get("attn2_patch", [])]}
+    if reads_text_twice(model):
+        own["attn1_patch"] = [make_value_patch(factors, first_attention=True), *patches.get("attn1_patch", [])]
+    yield {**options, "patches": {**patches, **own}}

@@ -18,7 +18,9 @@ from ..samplers.levels import SIGMA_TOLERANCE
 from ..samplers.masks import check_mask, check_mask_count
 from . import injection_joint, injection_unet
 from .conds import UNPREPARED, is_active
-from .families.joint import is_joint
+from .factors import FAMILIES
+from .families.cross import find_cross
+from .families.joint import find_joint
 from .families.unet import is_unet
 from .injection_run import RUN, Run, find_run, note_run
 from .marks import Row, call_below, is_marked
@@ -139,11 +141,11 @@ def find_family(model: Any) -> ModuleType:
     """
     if is_unet(model):
         return injection_unet
-    if is_joint(model):
+    if find_joint(model) or find_cross(model):
         return injection_joint
     raise ValueError(
-        f"{NODE} expected an SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image model, got {family_name(model)}; sample from "
-        f"Start from Trajectory without it, or use one of those.")
+        f"{NODE} expected a model of {FAMILIES}, got {family_name(model)}; sample from Start from Trajectory without "
+        f"it, or use one of those.")
 
 
 def wrap_calls(model_options: dict[str, Any], wrapper: Any) -> dict[str, Any]:

@@ -17,16 +17,17 @@ from ..attention_patches.injection import (
     make_joint_injector,
     make_joint_reader,
 )
-from .families.joint import MODEL, count_attentions, count_picture_tokens, count_tokens, name_arguments
+from ..attention_patches.sequence import watch_blocks
+from .families.transformers import find_transformer
 from .marks import Row, chunk_rows
-from .networks import OVERRIDE
+from .networks import OVERRIDE, NamedCall
 
 HAS_FEATURES = False
 
 
 def find_points(network: Any, attention: bool, features: bool) -> list[Point]:
     """The later half, rounded down, of the joint attentions; there are no residual features."""
-    blocks = count_attentions(network)
+    blocks = len(find_transformer(network).list_blocks(network))
     return [("joint", index) for index in range((blocks + 1) // 2, blocks)] if attention else []
 
 
@@ -37,26 +38,20 @@ class TransformerCall:
     """
 
     def __init__(self, network: Any):
-        self.names = name_arguments(network)
-        self.kind = WrappersMP.APPLY_MODEL if self.names is MODEL else WrappersMP.DIFFUSION_MODEL
-        self.side = network.patch_size
+        self.network, self.family = network, find_transformer(network)
+        self.kind = WrappersMP.DIFFUSION_MODEL if self.family.wraps else WrappersMP.APPLY_MODEL
 
     def __call__(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.names is MODEL and "c_crossattn" in kwargs:
-            kwargs["context"] = kwargs.pop("c_crossattn")
-        given = {**dict(zip(self.names, args)), **kwargs}
-        options, frames, *grid = given["transformer_options"] or {}, *count_tokens(given["x"], self.side)
-        others = count_picture_tokens(given.get("ref_latents") or [], self.side)
-        call = JointCall(given["context"].shape[1], (grid[0], grid[1]), frames, others)
-        override, injectors = self.make(call, options, given["x"].shape)
-        given["transformer_options"] = {**options, OVERRIDE: override}
-        ordered = [given.pop(name, None) for name in self.names]
-        result = executor(*ordered, **given)
+        call = NamedCall(executor, args, kwargs)
+        options, shape = call.given["transformer_options"] or {}, call.given["x"].shape
+        sequence = self.family.sequence(self.network, call.given)
+        with watch_blocks(self.family.list_blocks(self.network)) as running:
+            override, injectors = self.make(JointCall(sequence, running), options, shape=shape)
+            result = call.run(executor, transformer_options={**options, OVERRIDE: override})
         self.end(injectors)
         return result
 
     def make(self, call: JointCall, options: dict[str, Any], shape: Sequence[int]) -> tuple[Any, list[Injector]]:
-        """The override for a call that sees a latent of this shape, and what it injects. Calls may run in threads."""
         raise NotImplementedError
 
     def end(self, injectors: Sequence[Injector]) -> None:

@@ -1,6 +1,7 @@
 """The network inside a model, whatever is wrapped around it, and the name that people know the model by."""
 from __future__ import annotations
 
+import inspect
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
+VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 OVERRIDE = "optimized_attention_override"  # in transformer_options: the host's slot for another attention
 # By the host's class of a model's configuration; a class that is not here has the name of its nearest base that is.
 NAMES = {
@@ -47,6 +49,31 @@ def family_name(model: Any) -> str:
     config = getattr(model, "model_config", None)
     names = [NAMES[base.__name__] for base in type(config).__mro__ if base.__name__ in NAMES]
     return names[0] if names else type(model).__name__
+
+
+class NamedCall:
+    """The arguments of a call that the host's wrappers stand around, by name.
+
+    Args:
+        executor: what a wrapper is given to go on.
+    """
+
+    def __init__(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        signature = inspect.signature(executor.original)
+        self.bound = signature.bind(*args, **kwargs)
+        rest = next((name for name, parameter in signature.parameters.items() if parameter.kind is VAR_KEYWORD), "")
+        self.rest = self.bound.arguments.setdefault(rest, {}) if rest else {}
+        self.given = {**self.bound.arguments, **self.rest}  # by the names that networks use
+        if "c_crossattn" in self.given:
+            self.given["context"] = self.given["c_crossattn"]
+        self.given.setdefault("transformer_options", None)
+
+    def run(self, executor: Any, **changed: Any) -> Any:
+        """Goes on with some arguments changed."""
+        for name, value in changed.items():
+            place = self.bound.arguments if name in self.bound.signature.parameters else self.rest
+            place[name] = value
+        return executor(*self.bound.args, **self.bound.kwargs)
 
 
 def run_uncompiled(model: Any, transformer_options: dict[str, Any], node: str) -> AbstractContextManager[Any]:

@@ -19,6 +19,7 @@ from mixology.attention_patches.injection import (
     make_joint_reader,
 )
 from mixology.attention_patches.masks import LayerMasks
+from mixology.attention_patches.sequence import RunningBlock, TokenSequence
 from torch import Tensor
 
 GRID = (3, 5)
@@ -125,18 +126,23 @@ def test_joint_attentions_are_told_apart(split: bool) -> None:
         return draw(rows, 2, count, 4, seed=seed) if split else draw(rows, count, 8, seed=seed)
 
     axis, text, own_text = 2 if split else 1, 7, 4
-    points = [("joint", 1)]
+    running = RunningBlock()
+
+    def call_of(text: int) -> JointCall:
+        return JointCall(TokenSequence((0, text), (text, 15), (text, 15), text + 15, GRID), running)
+
+    points, blocks = [("joint", 1)], (0, 1, 1)
     reading: Any = {}
-    attend = make_joint_reader(JointCall(text, GRID), [reading], points, None)
+    attend = make_joint_reader(call_of(text), [reading], points, None)
     source = [(tokens(count, seed, 1), tokens(count, seed + 1, 1)) for seed, count in ((1, 22), (3, 22), (5, 15))]
-    for q, k in source:
+    for running.index, (q, k) in zip(blocks, source):
         attend(kernel, q, k, q, 2, **more)
     assert set(reading) == {("joint", 1), ("picture", 1)}
     calls.clear()
     attend = make_joint_injector(
-        JointCall(own_text, GRID), [Injector([Chunk(reading, None, GRID, None)])], lambda f, *a, **b: f(*a, **b))
+        call_of(own_text), [Injector([Chunk(reading, None, GRID, None)])], lambda f, *a, **b: f(*a, **b))
     targets = [(tokens(count, seed), tokens(count, seed + 1)) for seed, count in ((7, 19), (9, 19), (11, 15))]
-    for q, k in targets:
+    for running.index, (q, k) in zip(blocks, targets):
         attend(kernel, q, k, q, 2, **more)
     assert calls[0][0] is targets[0][0]
     for part in (0, 1):
@@ -159,7 +165,8 @@ def test_joint_mask_and_two_injectors() -> None:
     mask[:, 0] = 1
     injectors = [Injector([chunk_of(source, ("joint", 0), region, picture=GRID)])
                  for source, region in zip(sources, (None, mask))]
-    attend = make_joint_injector(JointCall(4, GRID), injectors, None)
+    sequence = TokenSequence((0, 4), (4, 15), (4, 15), 19, GRID)
+    attend = make_joint_injector(JointCall(sequence, RunningBlock(0)), injectors, None)
     result = attend(lambda q, k, v, heads: q, own, own, own, 2)
     assert torch.equal(result[:, :4], own[:, :4])
     assert torch.equal(result[:, 4:9], sources[1][:, :5].expand(2, 5, 8))

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from mixology.attention_patches.sequence import RunningBlock, TokenSequence
 from mixology.attention_patches.values import (
+    ScaledSequence,
     extend_factors,
     join_factors,
-    make_joint_override,
     make_value_patch,
+    scaled_outputs,
 )
 from torch import Tensor
 
@@ -112,6 +114,14 @@ def test_text_of_another_length_is_refused() -> None:
 # ----------------------------------------------------------------------------------------------- joint attention
 
 TEXT, IMAGE = 6, 10
+SEQUENCE = TokenSequence((0, TEXT), (TEXT, IMAGE), (TEXT, IMAGE), TEXT + IMAGE, (2, 5))
+
+
+def scaling(factors: Tensor, inner: Any = None, sequence: TokenSequence = SEQUENCE, block: int | None = 0) -> Any:
+    """The override of a joint block that runs."""
+    return ScaledSequence(factors, sequence, RunningBlock(block, entered=True), inner).attend
+
+
 MASKS = {
     "none": None,
     "keys": draw(2, 1, TEXT + IMAGE, seed=8),  # [rows, 1, keys]
@@ -131,7 +141,7 @@ def test_image_queries_see_scaled_text_and_text_queries_the_original(
     everywhere[:, TEXT:, :TEXT] = factors.unsqueeze(1)
     expected = columns(q, k, v, everywhere, MASKS[mask])
     shaped = [x.unflatten(-1, (HEADS, -1)).transpose(1, 2) if skip_reshape else x for x in (q, k, v)]
-    override = make_joint_override(factors, IMAGE, None)
+    override = scaling(factors)
     options: dict[str, Any] = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
     before = shaped[2].clone()
     if by_name:
@@ -147,7 +157,7 @@ def test_image_queries_see_scaled_text_and_text_queries_the_original(
 
 def test_attention_of_the_image_alone_is_passed_through() -> None:
     q, k, v = (draw(2, IMAGE, WIDTH, seed=seed) for seed in range(3))
-    override = make_joint_override(torch.full((2, TEXT), 5.0), IMAGE, None)
+    override = scaling(torch.full((2, TEXT), 5.0))
     assert torch.equal(override(attend, q, k, v, HEADS), attend(q, k, v, HEADS))
 
 
@@ -161,6 +171,69 @@ def test_an_override_of_another_node_is_called_with_everything() -> None:
 
     q, k, v = (draw(1, TEXT + IMAGE, WIDTH, seed=seed) for seed in range(3))
     factors = torch.ones(1, TEXT)
-    ours = make_joint_override(factors, IMAGE, other)(attend, q, k, v, HEADS, own="kept")
+    ours = scaling(factors, other)(attend, q, k, v, HEADS, own="kept")
     assert torch.allclose(ours, 2 * attend(q, k, v, HEADS), rtol=0, atol=1e-12)
-    assert [queries for queries, _ in seen] == [TEXT, IMAGE] and all(options["own"] == "kept" for _, options in seen)
+    assert sorted(queries for queries, _ in seen) == [TEXT, IMAGE]
+    assert all(options["own"] == "kept" for _, options in seen)
+
+
+@pytest.mark.parametrize(("sequence", "first"), [
+    (TokenSequence((8, 4), (12, 6), (12, 6), 18, (2, 3)), 8),  # registers, text, picture
+    (TokenSequence((6, 4), (0, 6), (0, 6), 10, (2, 3)), 6),  # picture, text
+    (TokenSequence((0, 4), (8, 6), (8, 6), 16, (2, 3)), 0),  # text, padding, picture, padding
+    (TokenSequence((0, 4), (4, 6), (4, 9), 13, (2, 3), references=3), 0),  # text, picture, references
+    (TokenSequence((0, 4), (7, 6), (4, 9), 13, (2, 3), references=3), 0),  # text, references, picture
+])
+@pytest.mark.parametrize("mask", [None, "queries"])
+def test_wherever_text_and_pictures_stand(sequence: TokenSequence, first: int, mask: str | None) -> None:
+    total = sequence.total
+    q, k, v = (draw(2, total, WIDTH, seed=seed) for seed in range(3))
+    added = None if mask is None else draw(2, total, total, seed=9)
+    factors = torch.ones(2, 4, dtype=torch.float64)
+    factors[:, 1], factors[1, 3] = -2.0, 0.5
+    everywhere = torch.ones(2, total, total, dtype=torch.float64)
+    rows = slice(sequence.pictures[0], sum(sequence.pictures))
+    everywhere[:, rows, first:first + 4] = factors.unsqueeze(1)
+    ours = scaling(factors, sequence=sequence)(attend, q, k, v, HEADS, added)
+    assert torch.allclose(ours, columns(q, k, v, everywhere, added), rtol=0, atol=1e-12)
+    assert not torch.allclose(ours, columns(q, k, v, torch.ones_like(everywhere), added), atol=1e-3)
+
+
+def test_references_that_a_network_leaves_out() -> None:
+    sequence = TokenSequence((0, 4), (4, 6), (4, 9), 13, (2, 3), references=3)
+    q, k, v = (draw(1, 10, WIDTH, seed=seed) for seed in range(3))
+    factors = torch.tensor([[1.0, -2.0, 1.0, 1.0]])
+    everywhere = torch.ones(1, 10, 10, dtype=torch.float64)
+    everywhere[:, 4:, 1] = -2.0
+    ours = scaling(factors, sequence=sequence)(attend, q, k, v, HEADS)
+    assert torch.allclose(ours, columns(q, k, v, everywhere), rtol=0, atol=1e-12)
+
+
+def test_other_blocks_pass_and_tokens_of_other_nodes_are_refused() -> None:
+    """A refiner's attention may be as long as the joint one."""
+    q, k, v = (draw(1, TEXT + IMAGE, WIDTH, seed=seed) for seed in range(3))
+    factors = torch.full((1, TEXT), 5.0)
+    assert torch.equal(scaling(factors, block=None)(attend, q, k, v, HEADS), attend(q, k, v, HEADS))
+    with pytest.raises(ValueError, match=r"expected 6 text and 10 picture tokens in the model's attention, got 15"):
+        scaling(factors)(attend, q[:, 1:], k[:, 1:], v[:, 1:], HEADS)
+
+
+def test_attention_that_never_comes_is_told() -> None:
+    scaled = ScaledSequence(torch.ones(1, TEXT), SEQUENCE, RunningBlock(None, entered=True), None)
+    with pytest.raises(ValueError, match="expected to compute the model's joint attention, got a node that replaces"):
+        scaled.check_acted()
+    ScaledSequence(torch.ones(1, TEXT), SEQUENCE, RunningBlock(), None).check_acted()  # a cache answered for the blocks
+
+
+# ----------------------------------------------------------------------------------------------- values of a layer
+
+def test_outputs_of_layers_are_scaled_while_asked() -> None:
+    """Behind a bias, too: what attention weighs is the value."""
+    layer = torch.nn.Linear(3, 5).double()
+    text, factors = draw(2, 4, 3), torch.tensor([[1.0, -2.0, 1.0, 0.0], [3.0, 1.0, 1.0, 1.0]])
+    plain = layer(text)
+    with scaled_outputs([layer], factors):
+        assert torch.equal(layer(text), plain * factors.double().unsqueeze(-1))
+        with pytest.raises(ValueError, match=r"expected text of \(2, 4\) rows and tokens, got \(2, 3\)"):
+            layer(text[:, 1:])
+    assert torch.equal(layer(text), plain)

@@ -60,5 +60,10 @@ FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
 
 def find_cross(model: Any) -> CrossFamily | None:
     """What a BaseModel's network offers, if it is of this kind and known here."""
-    kind = type(find_network(model))
+    return find_cross_network(find_network(model))
+
+
+def find_cross_network(network: Any) -> CrossFamily | None:
+    """As `find_cross`, of a network."""
+    kind = type(network)
     return FAMILIES.get(f"{kind.__module__}.{kind.__qualname__}")

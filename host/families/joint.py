@@ -100,20 +100,14 @@ class JointFamily:
         side = self.side or getattr(network, "patch", 0) or network.patch_size
         return side if isinstance(side, int) else side[-1]
 
-    def sequence(self, network: Any, given: Mapping[str, Any], text: int | None = None) -> TokenSequence:
-        """Where tokens stand in a call.
-
-        Args:
-            given: the call's arguments by name, of the network or of its model; text: tokens, where it is not theirs.
-        """
+    def sequence(self, network: Any, given: Mapping[str, Any]) -> TokenSequence:
+        """Where tokens stand in a call, by its arguments' names in the network."""
         side = self.find_side(network)
         frames, *grid = count_tokens(given["x"], side)
         llama = given.get(LLAMA)
-        if text is None:
-            text = given["context"].shape[1]
         return self.place(network, CallSizes(
-            text=text, grid=(grid[0], grid[1]), frames=frames, llama=0 if llama is None else llama.shape[-2],
-            references=count_picture_tokens(given.get("ref_latents") or [], side)))
+            text=given["context"].shape[1], llama=0 if llama is None else llama.shape[-2], grid=(grid[0], grid[1]),
+            frames=frames, references=count_picture_tokens(given.get("ref_latents") or [], side)))
 
 
 DOUBLE_SINGLE = ("double_blocks", "single_blocks")
@@ -140,7 +134,11 @@ FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
 
 def find_joint(model: Any) -> JointFamily | None:
     """What a BaseModel's network offers, if it is of this kind and known here."""
-    network = find_network(model)
+    return find_joint_network(find_network(model))
+
+
+def find_joint_network(network: Any) -> JointFamily | None:
+    """As `find_joint`, of a network."""
     return next((family for kind, family in FAMILIES.items() if is_kind(network, kind)), None)
 
 

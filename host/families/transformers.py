@@ -1,0 +1,15 @@
+"""Diffusion transformers of any kind, for what asks only for the picture's tokens."""
+from __future__ import annotations
+
+from typing import Any
+
+from .cross import CrossFamily, find_cross_network
+from .joint import JointFamily, find_joint_network
+
+
+def find_transformer(network: Any) -> JointFamily | CrossFamily:
+    """What a network offers; raises ValueError for one that is not known here."""
+    found = find_joint_network(network) or find_cross_network(network)
+    if found is None:
+        raise ValueError(f"Mixology expected a diffusion transformer that it knows, got {type(network).__name__}.")
+    return found
