@@ -19,6 +19,7 @@ class CrossFamily:
         side: of an image token in a latent; the network's own patch size without it.
         context: tokens that a text has inside the network; 0 for as many as outside.
         wraps: see `JointFamily`.
+        hides: whether it leaves out tokens of a text by its `attention_mask`.
     """
 
     blocks: str
@@ -27,6 +28,12 @@ class CrossFamily:
     side: int = 0
     context: int = 0
     wraps: bool = True
+    hides: bool = False
+
+    def list_readers(self, network: Any) -> list[Any]:
+        """What attends to the text, or to a text and a picture."""
+        reader = self.values.rpartition(".")[0]
+        return [block.get_submodule(reader) for block in getattr(network, self.blocks)]
 
     def list_values(self, network: Any) -> list[Any]:
         """The layers that make values of the text."""
@@ -54,13 +61,20 @@ FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
     "wan.model.WanModel": CrossFamily("blocks", own="self_attn", values="cross_attn.v"),
     "cosmos.predict2.MiniTrainDIT": MINI_TRAIN,
     "anima.model.Anima": CrossFamily("blocks", own="self_attn", values="cross_attn.v_proj", context=512),
-    "lightricks.model.LTXVModel": CrossFamily("transformer_blocks", own="attn1", values="attn2.to_v", side=1),
+    "lightricks.model.LTXVModel": CrossFamily(
+        "transformer_blocks", own="attn1", values="attn2.to_v", side=1, hides=True),
 }.items()}
 
 
 def find_cross(model: Any) -> CrossFamily | None:
     """What a BaseModel's network offers, if it is of this kind and known here."""
     return find_cross_network(find_network(model))
+
+
+def makes_videos(model: Any) -> bool:
+    """Whether a BaseModel's latents may have several frames and its network reads text through cross-attention."""
+    family = find_cross(model)
+    return family is not None and not family.context
 
 
 def find_cross_network(network: Any) -> CrossFamily | None:
