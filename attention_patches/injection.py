@@ -17,18 +17,27 @@ from torch import Tensor
 
 from .masks import LayerMasks
 from .rows import chain_override, check_part, check_rows, split_evenly, token_axis
-from .sequence import RunningBlock, TokenSequence
+from .sequence import RunningBlock, TokenSequence, turn
 
 NODE = "Feature Injection"
 Attention = Callable[..., Tensor]
 Point = tuple[Hashable, ...]  # a place in a network
-SourceTensors = dict[Point, tuple[Tensor, ...]]  # of one source row: tensors [1 or images, ...]
 FEATURES: Point = ("features",)
 
 
 SKIPPED = (
     f"{NODE} expected the model to read the trajectory at every step, got one of which another node skips parts; "
     f"remove the node that caches steps or skips blocks.")
+
+
+class SourceTensors(dict[Point, tuple[Tensor, ...]]):
+    """What was read in one source row: tensors [1 or images, ...] by place.
+
+    Attributes:
+        first: the picture's first token in the sequence, where positions follow it.
+    """
+
+    first: int = 0
 
 
 class SourceRead(Exception):
@@ -108,7 +117,8 @@ class Injector:
         return any(chunk is not None and point in chunk.reading for chunk in self.chunks)
 
     def exchange(
-        self, own: Tensor, point: Point, part: int, layer: tuple[int, int], pattern: str, **sizes: int,
+        self, own: Tensor, point: Point, part: int, layer: tuple[int, int], pattern: str,
+        position: tuple[int, Tensor | None] = (0, None), **sizes: int,
     ) -> Tensor:
         """A new tensor like `own`, with the source's rows in place of the chunks' own as far as their masks say.
 
@@ -117,6 +127,7 @@ class Injector:
             layer: cells of this layer down and across.
             pattern: how weights [1 or images, *layer] lie in the dimensions of `own`, in einops' words, and `sizes` of
                 names in it.
+            position: of the first token, and its rotation [pairs, 2, 2], or None; the source's is turned to it.
 
         Raises:
             ValueError: if the rows do not fit the source's.
@@ -134,6 +145,9 @@ class Injector:
                 raise ValueError(
                     f"Feature Injection expected features of the shape {tuple(theirs.shape)} as in the source, got "
                     f"{tuple(mine.shape)}; remove the node that changes the model's batch or its tokens.")
+            first, rotation = position
+            if rotation is not None and chunk.reading.first != first:
+                theirs = turn(theirs, source[2][0], rotation)
             theirs = theirs.to(mine).expand_as(mine)
             if chunk.mask is not None:
                 key = chunk.area, layer
@@ -260,7 +274,13 @@ def make_joint_reader(call: JointCall, readings: Sequence[SourceTensors], points
         if placed is not None and placed[0][1] in wanted:
             point, first = placed
             # copies: a narrow view would keep text and values in memory as well
-            keep(readings, point, *(t.narrow(axis, first, call.picture).clone() for t in (q, k)))
+            kept = [t.narrow(axis, first, call.picture).clone() for t in (q, k)]
+            rotation = call.running.rotation(call.sequence.picture[0])
+            if rotation is not None:
+                kept.append(rotation.expand(len(q), *rotation.shape))
+                for reading in readings:
+                    reading.first = call.sequence.picture[0]
+            keep(readings, point, *kept)
         return chain_override(func, inner)(q, k, v, heads, *args, **kwargs)
 
     return attend
@@ -290,7 +310,8 @@ def exchange_picture(own: Tensor, injector: Injector, placed: tuple[Point, int],
     point, first = placed
     last = first + call.picture
     pattern = "m h w -> m 1 (frames h w) 1" if axis == 2 else "m h w -> m (frames h w) 1"
+    position = call.sequence.picture[0], call.running.rotation(call.sequence.picture[0])
     picture = injector.exchange(
-        own.narrow(axis, first, call.picture), point, part, call.sequence.grid, pattern=pattern,
+        own.narrow(axis, first, call.picture), point, part, call.sequence.grid, pattern=pattern, position=position,
         frames=call.sequence.frames)
     return torch.cat([own.narrow(axis, 0, first), picture, own.narrow(axis, last, own.shape[axis] - last)], dim=axis)

@@ -17,10 +17,11 @@ from torch import Tensor
 from ..attention_patches.sequence import watch_blocks
 from ..attention_patches.values import ScaledSequence, extend_factors, join_factors, make_value_patch, scaled_outputs
 from .families.cross import find_cross
-from .families.joint import find_joint, pads_in_front
+from .families.joint import LLAMA, find_joint, pads_in_front
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
     Call,
+    Found,
     call_with,
     find_images,
     find_rows,
@@ -46,12 +47,14 @@ class TokenScale:
     Attributes:
         factors: [values, tokens]; one row for every image of the batch, or one for all.
         start_percent, end_percent: on the model's own time axis, 0 at pure noise.
+        second: how many of the tokens, at the end, are those of the model's second text (HiDream's Llama).
     """
 
     node: ClassVar[str] = "Token Attention Scale"
     factors: Tensor
     start_percent: float
     end_percent: float
+    second: int = 0
 
     def factors_at(self, model_sampling: Any, timestep: Tensor, images: tuple[int, list[int]], made: dict[Any, Any],
                    ) -> Tensor:
@@ -111,9 +114,32 @@ def assign_factors(executor: Callable[..., Any], model: Any, conds: list[Any], x
     rows = {}
     for one in found:
         factors = one.mark.factors_at(model.model_sampling, timestep, images, one.made)
-        rows[one.row] = extend_factors(factors, one.read, max(0, one.read - one.own) if pads_in_front(model) else 0)
+        rows[one.row] = place_factors(factors, one, model)
     return call_with(executor, model, conds, x, timestep=timestep, model_options=model_options, key=SCALE_KEY,
                      call=Call(found, rows, len(x)))
+
+
+def place_factors(factors: Tensor, one: Found, model: Any) -> Tensor:
+    """Factors of a mark, [values, tokens], for all the tokens that the model's attention reads of its prompt.
+
+    Raises:
+        ValueError: if the conditioning has become shorter.
+    """
+    cross, llama = find_cross(model), one.cond["model_conds"].get(LLAMA)
+    read = one.read if cross is None else max(one.read, cross.context)
+    words, more = factors.split([factors.shape[1] - one.mark.second, one.mark.second], dim=1)
+    words = extend_factors(words, read, max(0, one.read - one.own) if pads_in_front(model) else 0)
+    if llama is None:
+        return words
+    more = extend_factors(more, llama.cond.shape[-2])
+    return torch.cat([words, more, more], dim=1)
+
+
+def count_text(model: Any, given: Mapping[str, Any]) -> int:
+    """Tokens of the text in the attention of a call, whose arguments are given by name."""
+    text, llama, cross = given["context"], given.get(LLAMA), find_cross(model)
+    tokens = 0 if text is None else text.shape[1]
+    return max(tokens, 0 if cross is None else cross.context) + (0 if llama is None else 2 * llama.shape[-2])
 
 
 def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,
@@ -124,11 +150,11 @@ def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_c
     options = leave_out(options, SCALE_KEY)
     if not chunks:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    model, given = executor.class_obj, {"x": x, "context": c_crossattn, **kwargs}
     factors = join_factors([part if part is None else part.to(x.device) for part in chunks], len(x),
-                           0 if c_crossattn is None else c_crossattn.shape[1])
-    factors = factors.to(executor.class_obj.get_dtype_inference())
-    given = {"x": x, "context": c_crossattn, **kwargs}
-    with scaled_attention(executor.class_obj, options, factors, given=given) as options:
+                           count_text(model, given))
+    factors = factors.to(model.get_dtype_inference())
+    with scaled_attention(model, options, factors, given=given) as options:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
@@ -150,7 +176,7 @@ def scaled_attention(model: Any, options: dict[str, Any], factors: Tensor, given
             scaled.check_acted()
         return
     if cross is not None:
-        with scaled_outputs(cross.list_values(network), factors):
+        with scaled_outputs(cross.list_values(network, given), factors):
             yield options
         return
     patches = options.get("patches", {})

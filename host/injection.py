@@ -107,7 +107,7 @@ class Injection:
         state = self.read_state(conds, x, sigma)
         cond = run.prepare(model, self.conditioning, state, conds)
         sources = [[cond if area is None else {**cond, "area": area}] for area in parts]
-        readings: list[SourceTensors] = [{} for _ in parts]
+        readings = [SourceTensors() for _ in parts]
         reader = find_family(model).SourceCall(
             find_network(model), readings, [replace(part, images=len(state)) for part in parts.values()], points)
         options = wrap_calls(run.options_for_reading(model_options), reader)

@@ -45,7 +45,8 @@ class TransformerCall:
         call = NamedCall(executor, args, kwargs)
         options, shape = call.given["transformer_options"] or {}, call.given["x"].shape
         sequence = self.family.sequence(self.network, call.given)
-        with watch_blocks(self.family.list_blocks(self.network)) as running:
+        positions = self.family.find_positions(self.network)
+        with watch_blocks(self.family.list_blocks(self.network), positions) as running:
             override, injectors = self.make(JointCall(sequence, running), options, shape=shape)
             result = call.run(executor, transformer_options={**options, OVERRIDE: override})
         self.end(injectors)

@@ -1,6 +1,7 @@
 """Diffusion transformers that read text through cross-attention: pictures attend to themselves, then to the text."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ class CrossFamily:
     Attributes:
         blocks: its list of blocks; own: the part of a block that attends among the picture's tokens.
         values: what makes the text's values in a block, a layer that works on each token alone.
+        picture_values: what makes values of a picture's features in a block, and of the text in a call without them.
         side: of an image token in a latent; the network's own patch size without it.
         context: tokens that a text has inside the network; 0 for as many as outside.
         wraps: see `JointFamily`.
@@ -25,6 +27,7 @@ class CrossFamily:
     blocks: str
     own: str
     values: str
+    picture_values: str = ""
     side: int = 0
     context: int = 0
     wraps: bool = True
@@ -35,20 +38,27 @@ class CrossFamily:
         reader = self.values.rpartition(".")[0]
         return [block.get_submodule(reader) for block in getattr(network, self.blocks)]
 
-    def list_values(self, network: Any) -> list[Any]:
-        """The layers that make values of the text."""
-        return [block.get_submodule(self.values) for block in getattr(network, self.blocks)]
+    def list_values(self, network: Any, given: Mapping[str, Any]) -> list[Any]:
+        """The layers that make values of the text in a call, whose arguments are given by name."""
+        names = [self.values]
+        if self.picture_values and given.get("clip_fea") is None:
+            names.append(self.picture_values)
+        modules = [dict(block.named_modules()) for block in getattr(network, self.blocks)]
+        return [found[name] for found in modules for name in names if name in found]
 
     def list_blocks(self, network: Any) -> list[Any]:
         """What attends among the picture's tokens."""
         return [block.get_submodule(self.own) for block in getattr(network, self.blocks)]
+
+    def find_positions(self, network: Any) -> None:
+        """A picture's positions never follow the text."""
 
     def find_side(self, network: Any) -> int:
         """Of an image token, in a latent's cells."""
         side = self.side or getattr(network, "patch_spatial", 0) or network.patch_size
         return side if isinstance(side, int) else side[-1]
 
-    def sequence(self, network: Any, given: Any) -> TokenSequence:
+    def sequence(self, network: Any, given: Mapping[str, Any]) -> TokenSequence:
         """The tokens of the picture's own attention in a call, whose arguments are given by name."""
         frames, height, width = count_tokens(given["x"], self.find_side(network))
         tokens = frames * height * width
@@ -58,7 +68,8 @@ class CrossFamily:
 MINI_TRAIN = CrossFamily("blocks", own="self_attn", values="cross_attn.v_proj")
 # By the network's own class: those that extend one of these have more parts that read the text.
 FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
-    "wan.model.WanModel": CrossFamily("blocks", own="self_attn", values="cross_attn.v"),
+    "wan.model.WanModel": CrossFamily(
+        "blocks", own="self_attn", values="cross_attn.v", picture_values="cross_attn.v_img"),
     "cosmos.predict2.MiniTrainDIT": MINI_TRAIN,
     "anima.model.Anima": CrossFamily("blocks", own="self_attn", values="cross_attn.v_proj", context=512),
     "lightricks.model.LTXVModel": CrossFamily(

@@ -85,15 +85,23 @@ class JointFamily:
         place: where tokens stand in a call of so many.
         side: of an image token in a latent; the network's own patch size without it.
         wraps: whether the network has a place for wrappers of its own around a call.
+        positions: which argument of a block holds the rotations of positions, by place and by name, where a picture's
+            positions follow the length of the text; None where they do not. See `find_positions`.
     """
 
     blocks: tuple[str, ...]
     place: Callable[[Any, CallSizes], TokenSequence] = text_first
     side: int = 0
     wraps: bool = True
+    positions: tuple[int, str] | None = None
 
     def list_blocks(self, network: Any) -> list[Any]:
         return [block for name in self.blocks for block in getattr(network, name)]
+
+    def find_positions(self, network: Any) -> tuple[int, str] | None:
+        """See `positions`. Of Flux's networks only LongCat-Image's, which counts its text across and down."""
+        counted = getattr(getattr(network, "params", None), "txt_ids_dims", (1, 2))
+        return self.positions if {1, 2} & set(counted) else None
 
     def find_side(self, network: Any) -> int:
         """Of an image token, in a latent's cells."""
@@ -113,17 +121,18 @@ class JointFamily:
 DOUBLE_SINGLE = ("double_blocks", "single_blocks")
 FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
     "modules.diffusionmodules.mmdit.MMDiT": JointFamily(("joint_blocks",), wraps=False),
-    "flux.model.Flux": JointFamily(DOUBLE_SINGLE),
+    "flux.model.Flux": JointFamily(DOUBLE_SINGLE, positions=(3, "pe")),
     "chroma.model.Chroma": JointFamily(DOUBLE_SINGLE),
     "chroma_radiance.model.ChromaRadiance": JointFamily(DOUBLE_SINGLE),
     "qwen_image.model.QwenImageTransformer2DModel": JointFamily(("transformer_blocks",)),
     "krea2.model.SingleStreamDiT": JointFamily(("blocks",)),
-    "lumina.model.NextDiT": JointFamily(("layers",), with_padding),
+    "lumina.model.NextDiT": JointFamily(("layers",), with_padding, positions=(2, "freqs_cis")),
     "hidream.model.HiDreamImageTransformer2DModel": JointFamily(
         ("double_stream_blocks", "single_stream_blocks"), with_two_texts),
-    "omnigen.omnigen2.OmniGen2Transformer2DModel": JointFamily(("layers",), picture_last, wraps=False),
+    "omnigen.omnigen2.OmniGen2Transformer2DModel": JointFamily(
+        ("layers",), picture_last, wraps=False, positions=(2, "image_rotary_emb")),
     "boogu.model.BooguTransformer2DModel": JointFamily(
-        ("double_stream_layers", "single_stream_layers"), picture_last, wraps=False),
+        ("double_stream_layers", "single_stream_layers"), picture_last, wraps=False, positions=(2, "rotary_emb")),
     "aura.mmdit.MMDiT": JointFamily(("double_layers", "single_layers"), after_registers),
     "hunyuan_video.model.HunyuanVideo": JointFamily(DOUBLE_SINGLE),
     "ideogram4.model.Ideogram4Transformer2DModel": JointFamily(("layers",), side=1),

@@ -1,0 +1,53 @@
+"""Token attention scale on the families that people use now, against attention written out in float64."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import MODERN
+from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
+from mixology.host.marks import mark_conditioning
+from modern_rig import CROSS, KNOWN, ORDERS, SECOND, distance, sample, scaled_by_hand, with_override, words_of
+
+pytestmark = pytest.mark.seam
+
+# Both sides run their layers in float32 and round them differently; Krea 2 amplifies what differs.
+TOLERANCE, TOLERANCES = 2e-5, {"krea2": 2e-3, "ideogram4": 1e-4}
+NAMES = [name for name in (*ORDERS, *CROSS) if not MODERN[name].is_missing()]
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    return {}
+
+
+def model_of(name: str, models: dict[str, Any]) -> Any:
+    if name not in models:
+        models[name] = KNOWN[name].model()
+    return models[name]
+
+
+def draw_factors(name: str) -> torch.Tensor:
+    """[2, words]: another value for each image at two places, one of them the last."""
+    factors = torch.ones(2, words_of(name))
+    factors[:, 2], factors[:, -1] = torch.tensor([-2.0, 3.0]), torch.tensor([0.0, -1.0])
+    return factors
+
+
+def mark(name: str, conditioning: list[Any], factors: torch.Tensor) -> list[Any]:
+    return mark_conditioning(conditioning, SCALE_KEY, TokenScale(
+        factors, 0.0, 1.0, second=SECOND if name == "hidream" else 0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampling_is_that_with_scaled_columns(models: dict[str, Any], name: str) -> None:
+    model, family, factors = model_of(name, models), KNOWN[name], draw_factors(name)
+    positive, negative = family.conditioning(1), family.conditioning(2)
+    by_hand = sample(name, with_override(model, scaled_by_hand(name, {0: factors})), positive, negative)
+    ours = sample(name, patch_model(model), mark(name, positive, factors), negative)
+    plain = sample(name, model, positive, negative)
+    tolerance = TOLERANCES.get(name, TOLERANCE)
+    assert distance(ours, by_hand) < tolerance
+    assert distance(ours, plain) > 20 * tolerance
+    assert torch.equal(sample(name, patch_model(model), positive, negative), plain)
