@@ -124,8 +124,6 @@ def scaled(text: list[Any], *words: int) -> tuple[list[Any], Tensor]:
 @pytest.mark.parametrize("first", [True, False], ids=["scale first", "merge first"])
 def test_scaled_words_act(models: dict[str, Any], name: str, first: bool) -> None:
     """Of a style, of the prompt itself, and of the negative beside it, whichever node comes first."""
-    if name == "wan21_i2v":
-        pytest.skip("its picture's attention reads the text where there is no picture")
     model, masks = model_of(models, name), soft_masks(2)
     texts, plain_negative = texts_of(name)[:2], conditioning(name, 2)
     (own, own_factors), (other, factors) = scaled(texts[0], 2, 3), scaled(texts[1], 4, 20)
