@@ -36,7 +36,7 @@ class FrameMasks(StyleMasks):
         """Masks [styles, frames, H, W] of a latent; one of several pictures is the mean of their masks.
 
         Args:
-            frames: of the latent; ratio: pictures of the video in each but the first, which holds one; 1 if not known.
+            frames: of the latent; ratio: pictures of the video in each but the first, which holds one.
 
         Raises:
             ValueError: if there are not as many for each style as the latent or the video has frames.
@@ -45,11 +45,10 @@ class FrameMasks(StyleMasks):
         fits = [(styles, given) for styles in (self.styles, self.styles - 1) for given in (frames, pictures)
                 if len(self.mask) == styles * given]
         if not fits:
-            wanted = f"{frames} latent frames" if ratio == 1 else f"{frames} latent or {pictures} video frames"
             raise ValueError(
-                f"{NODE} expected {self.styles} masks, or that many for each of {wanted}, all of one style behind one "
-                f"another (the last style may take the rest), got {len(self.mask)}; join whole mask videos with Batch "
-                f"Masks, as long as the latent.")
+                f"{NODE} expected {self.styles} masks, or that many for each of {frames} latent or {pictures} video "
+                f"frames, all of one style behind one another (the last style may take the rest), got "
+                f"{len(self.mask)}; join whole mask videos with Batch Masks, as long as the latent.")
         styles, given = fits[0]
         masks = self.mask.unflatten(0, (styles, given))
         if given != frames:
@@ -158,8 +157,8 @@ class CrossMerge(StyleBlend):
 
         def attend(number: int, rows: slice) -> Tensor:
             value, hidden = values[number + 1][rows], self.hidden[number]
-            masked = {**kwargs, "mask": hidden} if "mask" in kwargs or hidden is not None else kwargs
-            return chained(q[rows], keys[number + 1][rows], self.scale(number, value, axis), heads, *args, **masked)
+            more, named = replace_mask(args, kwargs, hidden)
+            return chained(q[rows], keys[number + 1][rows], self.scale(number, value, axis), heads, *more, **named)
 
         return self.blend(chained(q, keys[0], values[0], heads, *args, **kwargs), attend)
 
@@ -198,3 +197,11 @@ class CrossMerge(StyleBlend):
         if key not in self.placed:
             self.placed[key] = styles.shares(self.grid, self.before, tokens).to(like)
         return self.placed[key]
+
+
+def replace_mask(args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor | None,
+                 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments after `heads` with another mask, which is given by position or by name."""
+    if args:
+        return (mask, *args[1:]), kwargs
+    return args, {**kwargs, "mask": mask} if "mask" in kwargs or mask is not None else kwargs

@@ -186,8 +186,10 @@ def assign_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x:
         note_read(model_options, SCALE_KEY)
     images = find_images(x, model_options)
     rows = {one.row: one.mark.read_at(one, x, images, model, timestep=timestep) for one in found}
-    if find_cross(model) is not None:
-        rows = {one.row: place_in_video(model, rows[one.row], one, x, model_options=model_options) for one in found}
+    family = find_cross(model)
+    if family is not None:
+        rows = {one.row: place_in_video(
+            model, family, rows[one.row], one, x=x, model_options=model_options) for one in found}
     return call_with(executor, model, conds, x, timestep=timestep, model_options=model_options, key=KEY,
                      call=Call(found, rows, len(x)))
 

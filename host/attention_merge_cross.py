@@ -58,8 +58,8 @@ def adapt_text(model: Any, text: Tensor, options: Mapping[str, Any], device: tor
         text.to(device, dtype), ids.unsqueeze(0).expand(len(text), -1).to(device), t5xxl_weights=weights)
 
 
-def place_in_video(model: Any, styles: StyleTexts, place: Found, x: Tensor, *, model_options: dict[str, Any],
-                   ) -> VideoTexts:
+def place_in_video(model: Any, family: CrossFamily, styles: StyleTexts, place: Found, *, x: Tensor,
+                   model_options: dict[str, Any]) -> VideoTexts:
     """What rows of one marked conditioning read, by frames.
 
     Args:
@@ -68,13 +68,14 @@ def place_in_video(model: Any, styles: StyleTexts, place: Found, x: Tensor, *, m
     total, shown = find_shown(x, model_options, 2) if x.ndim == 5 else (1, [0])
     masks, area = styles.masks, place.cond.get("area")
     if isinstance(masks, FrameMasks):
-        ratio = getattr(model.latent_format, "temporal_downscale_ratio", 1)
         if total not in place.made:
-            place.made[total] = masks.at_frames(total, ratio)
+            place.made[total] = masks.at_frames(total, family.pictures)
         masks = place.made[total]
     if area is not None and len(area) == 6:  # frames first
         shown = shown[area[3]:area[3] + area[0]]
-    hidden = [hide_padding(given.get("attention_mask"), model) for given in place.mark.options]
+    dtype = model.get_dtype_inference()
+    hidden = [hide_padding(given.get("attention_mask"), dtype) if family.hides else None
+              for given in place.mark.options]
     return VideoTexts(styles.texts, styles.factors, masks, styles.picture, area=flatten_area(area), hidden=hidden,
                       frames=shown)
 
@@ -84,12 +85,10 @@ def flatten_area(area: Area | None) -> Area | None:
     return None if area is None else (*area[len(area) // 2 - 2:len(area) // 2], *area[-2:])
 
 
-def hide_padding(mask: Tensor | None, model: Any) -> Tensor | None:
+def hide_padding(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """What LTX-Video adds to the scores of a text's tokens, [1, 1, 1, tokens], of its conditioning's mask."""
-    family = find_cross(model)
-    if mask is None or family is None or not family.hides:
+    if mask is None:
         return None
-    dtype = model.get_dtype_inference()
     added = mask.to(dtype) if mask.is_floating_point() else (mask - 1).to(dtype) * torch.finfo(dtype).max
     return added[:1].reshape(1, 1, 1, -1)
 

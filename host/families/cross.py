@@ -22,6 +22,7 @@ class CrossFamily:
         context: tokens that a text has inside the network; 0 for as many as outside.
         wraps: see `JointFamily`.
         hides: whether it leaves out tokens of a text by its `attention_mask`.
+        pictures: of a video, in each latent frame but the first, which holds one.
     """
 
     blocks: str
@@ -32,6 +33,7 @@ class CrossFamily:
     context: int = 0
     wraps: bool = True
     hides: bool = False
+    pictures: int = 4
 
     def list_readers(self, network: Any) -> list[Any]:
         """What attends to the text, or to a text and a picture."""
@@ -73,7 +75,7 @@ FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
     "cosmos.predict2.MiniTrainDIT": MINI_TRAIN,
     "anima.model.Anima": CrossFamily("blocks", own="self_attn", values="cross_attn.v_proj", context=512),
     "lightricks.model.LTXVModel": CrossFamily(
-        "transformer_blocks", own="attn1", values="attn2.to_v", side=1, hides=True),
+        "transformer_blocks", own="attn1", values="attn2.to_v", side=1, hides=True, pictures=8),
 }.items()}
 
 
