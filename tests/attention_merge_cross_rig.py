@@ -159,13 +159,12 @@ def spread(name: str, masks: Tensor, frames: int | None = None, area: Any = None
 
 def sample(model: Any, name: str, positive: list[Any], negative: list[Any], batch: int = 2, *,
            latent: Tensor | None = None, noise: Tensor | None = None, sigmas: Tensor | None = None) -> Tensor:
-    if latent is None:
-        latent = family_of(name).latent(batch, *family_of(name).size)
+    start: Tensor = family_of(name).latent(batch, *family_of(name).size) if latent is None else latent
     if noise is None:
-        noise = draw(*latent.shape, seed=SEED)
+        noise = draw(*start.shape, seed=SEED)
     guider = tiny.cfg_guider(model, positive, negative)
     sigmas = tiny.sigmas_of(model, "simple", 2) if sigmas is None else sigmas
-    return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=SEED)
+    return guider.sample(noise, start, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=SEED)
 
 
 def error(ours: Tensor, expected: Tensor) -> float:
