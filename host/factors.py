@@ -18,6 +18,7 @@ from ..attention_patches.sequence import watch_blocks
 from ..attention_patches.values import ScaledSequence, extend_factors, join_factors, make_value_patch, scaled_outputs
 from .families.cross import find_cross
 from .families.joint import LLAMA, find_joint, pads_in_front
+from .families.transformers import SUPPORTED
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
     Call,
@@ -36,8 +37,7 @@ from .networks import OVERRIDE, family_name, find_network
 from .protocols import Patcher
 
 SCALE_KEY = "mixology_token_scale"
-FAMILIES = ("SD1.x, SD2.x, SDXL, SD3, Flux, Flux.2, Chroma, Qwen-Image, Z-Image, Lumina 2, Krea 2, HiDream, OmniGen2, "
-            "AuraFlow, Anima, Cosmos-Predict2, Wan, LTX-Video or HunyuanVideo")
+
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def patch_model(model: Patcher) -> Any:
     """
     if not (is_unet(model.model) or find_joint(model.model) or find_cross(model.model)):
         raise ValueError(
-            f"Token Attention Scale expected a model of {FAMILIES}, got {family_name(model.model)}; its attention "
+            f"Token Attention Scale expected a model of {SUPPORTED}, got {family_name(model.model)}; its attention "
             f"gives no place to scale text tokens.")
     return heed_marks(model, SCALE_KEY, run=report_unread_scales, assign=assign_factors, apply=apply_factors)
 

@@ -18,9 +18,9 @@ from ..samplers.levels import SIGMA_TOLERANCE
 from ..samplers.masks import check_mask, check_mask_count
 from . import injection_joint, injection_unet
 from .conds import UNPREPARED, is_active
-from .factors import FAMILIES
 from .families.cross import find_cross
 from .families.joint import find_joint
+from .families.transformers import SUPPORTED
 from .families.unet import is_unet
 from .injection_run import RUN, Run, find_run, note_run
 from .marks import Row, call_below, is_marked
@@ -144,7 +144,7 @@ def find_family(model: Any) -> ModuleType:
     if find_joint(model) or find_cross(model):
         return injection_joint
     raise ValueError(
-        f"{NODE} expected a model of {FAMILIES}, got {family_name(model)}; sample from Start from Trajectory without "
+        f"{NODE} expected a model of {SUPPORTED}, got {family_name(model)}; sample from Start from Trajectory without "
         f"it, or use one of those.")
 
 

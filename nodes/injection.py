@@ -44,7 +44,8 @@ class FeatureInjection(io.ComfyNode):
             search_aliases=search_words("MixologyFeatureInjection"),
             inputs=[
                 io.Model.Input("model", tooltip=(
-                    "The target model, with its LoRAs: SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image.")),
+                    "The target model, with its LoRAs: a UNet (SD1.x to SDXL), or a transformer such as Flux, "
+                    "Qwen-Image, Z-Image, Krea 2 or Wan.")),
                 Trajectory.Input("trajectory", tooltip=(
                     "The picture whose structure is kept, from DDIM Inversion or Load Trajectory.")),
                 io.Conditioning.Input("conditioning", tooltip=(
