@@ -17,7 +17,7 @@ from .marks import Found, find_shown
 from .networks import OVERRIDE, NamedCall, find_network
 
 KEY = "mixology_attention_merge_texts"
-CROSS_NAMES = "Anima, Cosmos-Predict2, Wan or LTX-Video"
+CROSS_NAMES = "Anima, Cosmos-Predict2, Wan (text, image, camera or VACE) or LTX-Video"
 Area = tuple[int, ...]
 
 

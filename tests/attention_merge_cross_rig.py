@@ -10,6 +10,7 @@ import tiny
 import torch
 from attention_merge_rig import cell_means
 from families import MODERN
+from families_modern import WAN, cross
 from family import draw
 from torch import Tensor
 
@@ -24,11 +25,17 @@ class Picture:
 
 
 WITH_PICTURE = "wan21_i2v with picture"
-NAMES = ["anima", "cosmos_predict2", "wan21_t2v", "wan21_i2v", WITH_PICTURE, "wan22_5b", "ltxv"]
+NAMES = ["anima", "cosmos_predict2", "wan21_t2v", "wan21_i2v", WITH_PICTURE, "wan22_5b", "wan21_vace", "wan21_camera",
+         "ltxv"]
+BESIDE = {  # of Wan's kin
+    "wan21_vace": cross("WAN21_Vace", 16, {
+        **WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96}, video=True, frames=2, size=(10, 6)),
+    "wan21_camera": cross("WAN21_Camera", 16, {**WAN, "model_type": "camera", "in_dim": 32}, video=True, frames=2),
+}
 
 
 def family_of(name: str) -> Any:
-    return MODERN[name.split()[0]]
+    return {**MODERN, **BESIDE}[name.split()[0]]
 
 
 def conditioning(name: str, seed: int, tokens: int = 11, **options: Any) -> list[Any]:
@@ -138,7 +145,7 @@ def merged_explicitly(model: Any, texts: Sequence[list[Any]], weights: Tensor | 
 
     with ExitStack() as stack:
         for name, module in network.named_modules():
-            if name.startswith(("blocks.", "transformer_blocks.")) and name.endswith((".cross_attn", ".attn2")):
+            if name.split(".")[0].endswith("blocks") and name.endswith((".cross_attn", ".attn2")):
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield seen
 
