@@ -70,7 +70,8 @@ class CrossFamily:
         """The tokens of the picture's own attention in a call, whose arguments are given by name."""
         frames, height, width = count_tokens(given["x"], self.find_side(network))
         tokens = frames * height * width
-        return TokenSequence((0, 0), (0, tokens), (0, tokens), tokens, (height, width), frames)
+        return TokenSequence(text=(0, 0), picture=(0, tokens), pictures=(0, tokens), total=tokens, grid=(height, width),
+                             frames=frames)
 
 
 WAN = CrossFamily("blocks", own="self_attn", values="cross_attn.v", picture_values="cross_attn.v_img")
