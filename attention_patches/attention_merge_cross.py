@@ -74,17 +74,17 @@ class VideoTexts(StyleTexts):
         placed = super().to(device, dtype)
         return replace(self, texts=placed.texts, factors=placed.factors, hidden=hidden)
 
-    def shares(self, grid: tuple[int, int], before: int, tokens: int) -> Tensor:
+    def shares(self, grid: tuple[int, int], side: int, before: int, *, tokens: int) -> Tensor:
         """Shares of the styles after the first, [styles - 1, tokens, 1].
 
         Tokens of reference pictures, in front of the frames and behind them, read the texts in the shares of the whole.
 
         Args:
-            grid: tokens of a frame down and across; before: in front; tokens: all that read the text.
+            grid: tokens of a frame down and across; side: of one in latent pixels; before: in front.
+            tokens: all that read the text.
         """
-        frames, whole = (
-            self.masks.weights(self.picture, self.area, layer).unflatten(1, (-1, layer[0] * layer[1]))
-            for layer in (grid, (1, 1)))
+        frames = self.masks.weights(self.picture, self.area, grid, side).unflatten(1, (-1, grid[0] * grid[1]))
+        whole = self.masks.weights(self.picture, self.area, (1, 1)).unsqueeze(-1)
         shown = list(self.frames) if frames.shape[1] > 1 else [0] * len(self.frames)
         inside, rest = frames[:, shown].flatten(1, 2), whole[:, shown].mean(1)
         behind = tokens - before - inside.shape[1]
@@ -96,16 +96,16 @@ class CrossMerge(StyleBlend):
 
     Args:
         merges: see `StyleBlend`; their texts are `VideoTexts`.
-        grid: tokens of a frame down and across.
+        grid: tokens of a frame down and across; side: of one in latent pixels.
     """
 
-    def __init__(self, merges: Sequence[tuple[slice, VideoTexts]], batch: int, inner: Attention | None,
-                 grid: tuple[int, int]):
+    def __init__(self, merges: Sequence[tuple[slice, VideoTexts]], batch: int, inner: Attention | None, *,
+                 grid: tuple[int, int], side: int):
         super().__init__(merges, batch, inner)
         self.video = [styles for _, styles in merges]
         self.factors = [factors for styles in self.video for factors in styles.factors]
         self.hidden = [hidden for styles in self.video for hidden in styles.hidden]
-        self.grid = grid
+        self.grid, self.side = grid, side
         self.before = 0  # tokens of reference pictures in front of the frames
         self.lengths: list[int] = []  # tokens of every text, the rows' own first
         self.pictures: int | None = None  # tokens in front of the texts in the layer that runs; None between layers
@@ -195,7 +195,7 @@ class CrossMerge(StyleBlend):
                 f"out, such as guides in a video.")
         key = index, tokens
         if key not in self.placed:
-            self.placed[key] = styles.shares(self.grid, self.before, tokens).to(like)
+            self.placed[key] = styles.shares(self.grid, self.side, self.before, tokens=tokens).to(like)
         return self.placed[key]
 
 

@@ -23,7 +23,7 @@ class LayerMasks:
     mask: Tensor
     made: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
-    def weights(self, picture: tuple[int, int], area: Area | None, layer: tuple[int, int]) -> Tensor:
+    def weights(self, picture: tuple[int, int], area: Area | None, layer: tuple[int, int], side: int = 0) -> Tensor:
         """The masks' means over each cell of a layer, [N, (frames,) *layer] in float32.
 
         Args:
@@ -31,13 +31,18 @@ class LayerMasks:
             area: height, width, y and x of the part that the layer sees, or None for all; what lies beyond the picture
                 is cut off.
             layer: cells down and across, which cover that part.
+            side: of a cell in latent pixels, for layers whose last cells reach beyond the part; 0 for those that cover
+                it evenly.
         """
-        key = picture, area, layer
+        key = picture, area, layer, side
         if key not in self.made:
             shown = self.resize(self.mask, *picture)
             if area is not None:
                 height, width, y, x = area
                 shown = shown[..., y:y + height, x:x + width]
+            if side:
+                beyond = [cells * side - pixels for cells, pixels in zip(layer, shown.shape[-2:])]
+                shown = torch.nn.functional.pad(shown, (0, beyond[1], 0, beyond[0]), mode="replicate")
             self.made[key] = self.finish(self.resize(shown, *layer))
         return self.made[key]
 

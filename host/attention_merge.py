@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -16,8 +17,10 @@ from ..attention_patches.rows import check_part
 from ..attention_patches.values import extend_factors
 from ..samplers.masks import check_style_masks
 from .attention_merge_cross import CROSS_NAMES, merged_texts, place_in_video, prepare_texts, read_frame_masks
+from .attention_merge_joint import can_share, merged_sequence
 from .factors import SCALE_KEY, TokenScale, patch_model
 from .families.cross import find_cross
+from .families.joint import pad_text
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
     Call,
@@ -41,6 +44,8 @@ from .protocols import Patcher
 from .run import find_cell
 
 KEY = "mixology_attention_merge"
+FAMILIES = ("SD1.x, SD2.x, SDXL, SD3, AuraFlow, Flux, Flux.2, Chroma, Qwen-Image, Krea 2, Z-Image, Lumina 2, "
+            f"LongCat-Image, OmniGen2, {CROSS_NAMES}")
 PICTURE = "mixology_picture"  # height and width of the latent that a run samples
 
 
@@ -50,13 +55,14 @@ class Merge:
 
     Attributes:
         texts: [1 or images, tokens, width]; scales: the factors of their words, None where nothing is scaled.
-        options: what the conditioning of each text carries besides.
+        fronts: tokens that a model puts in front of each; options: what the conditioning of each carries besides.
     """
 
     node: ClassVar[str] = "Cross-Attention Merge"
     texts: tuple[Tensor, ...]
     scales: tuple[TokenScale | None, ...]
     masks: StyleMasks
+    fronts: tuple[int, ...]
     options: tuple[Mapping[str, Any], ...]
 
     def read_at(self, place: Found, x: Tensor, images: tuple[int, list[int]], model: Any, *, timestep: Tensor,
@@ -70,8 +76,8 @@ class Merge:
         given = prepare_texts(model, self.texts, self.options, made=place.made, device=x.device)
         texts = [text if len(text) == 1 else repeat_to_batch_size(text, total)[shown] for text in given]
         factors = [scale and extend_factors(
-            scale.factors_at(model.model_sampling, timestep, images, place.made), text.shape[1])
-            for scale, text in zip(self.scales, texts)]
+            scale.factors_at(model.model_sampling, timestep, images, place.made), text.shape[1], front)
+            for scale, text, front in zip(self.scales, texts, self.fronts)]
         area = place.cond.get("area")
         return StyleTexts(texts, factors, self.masks, picture=(x.shape[-2], x.shape[-1]), area=area and tuple(area))
 
@@ -89,10 +95,10 @@ def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[st
         ValueError: for another model family, masks that do not fit, a conditioning that is not one text or
             is merged already, a first one that was zeroed out, or texts of unequal width.
     """
-    if not is_unet(model.model) and find_cross(model.model) is None:
+    if not (is_unet(model.model) or can_share(model.model) or find_cross(model.model) is not None):
         raise ValueError(
-            f"Cross-Attention Merge expected a model of SD1.x, SD2.x, SDXL, {CROSS_NAMES}, got "
-            f"{family_name(model.model)}; use the Epsilon Merge Guider, which takes any model.")
+            f"Cross-Attention Merge expected a model of {FAMILIES}, got {family_name(model.model)}; use the Epsilon "
+            f"Merge Guider, which takes any model.")
     shared, painted = share_masks(model, masks, len(conditionings))
     check_prompts(conditionings)
     first, *others = (conditioning[0] for conditioning in conditionings.values())
@@ -101,7 +107,8 @@ def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[st
     if not styles:
         return model, [first]
     texts, options = zip(*styles)
-    merge = Merge(texts, tuple(read_mark(given, SCALE_KEY) for given in options), shared, options)
+    texts, fronts = zip(*(pad_text(model.model, text) for text in texts))
+    merge = Merge(texts, tuple(read_mark(given, SCALE_KEY) for given in options), shared, fronts, options)
     keep_text(model, KEY, merge, first[0])
     warn_of_unwired(merge.node)
     return model, mark_conditioning([first], KEY, merge)
@@ -208,20 +215,25 @@ def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_cr
         options = watch_regions(options, KEY, len(x), Merge.node)
     found: list[StyleTexts | None] = find_rows(options, KEY, len(x), Merge.node)
     options = leave_out(options, KEY, PICTURE)
-    if found and family is not None:
-        with merged_texts(model, family, options, place_styles(model, found, x), x=x) as options:
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    within: AbstractContextManager[Any] = nullcontext(options)
     if found:
-        options = merge_attention(model, options, found, x, tokens=c_crossattn.shape[1])
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        merges = place_styles(model, found, x)
+        if family is not None:
+            within = merged_texts(model, family, options, merges, x=x)
+        elif is_unet(model):
+            within = nullcontext(merge_attention(model, options, merges, len(x), tokens=c_crossattn.shape[1]))
+        else:
+            within = merged_sequence(model, merges, len(x))
+    with within as changed:
+        return executor(x, t, c_concat, c_crossattn, control, changed or options, **kwargs)
 
 
-def merge_attention(model: Any, options: dict[str, Any], found: Sequence[StyleTexts | None], x: Tensor, *,
+def merge_attention(model: Any, options: dict[str, Any], merges: Sequence[tuple[slice, StyleTexts]], rows: int, *,
                     tokens: int) -> dict[str, Any]:
-    """A copy of `transformer_options` with the text attention of this call merged.
+    """A copy of `transformer_options` with the text attention of this call to a UNet merged.
 
     Args:
-        found: of each chunk of the call, in order; x: its latent; tokens: of its text.
+        merges: rows of the call and what they read; rows: of the call; tokens: of its text.
     """
     slots = ("attn1", "attn2") if reads_text_twice(model) else ("attn2",)
     if any(options.get("patches_replace", {}).get(slot) for slot in slots):
@@ -231,8 +243,7 @@ def merge_attention(model: Any, options: dict[str, Any], found: Sequence[StyleTe
     patches = options.get("patches", {})
     # after those of other nodes, which may change the rows' own text
     listed = patches.get("attn2_patch", [])
-    merges = place_styles(model, found, x)
-    merged = MergedAttention(merges, len(x), options.get(OVERRIDE), edits=listed, given=tokens)
+    merged = MergedAttention(merges, rows, options.get(OVERRIDE), edits=listed, given=tokens)
     own = {"attn2_patch": [*listed, merged.join_texts]}
     if "attn1" in slots:
         own["attn1_patch"] = [merged.note_text, *patches.get("attn1_patch", []), merged.join_noted_text]

@@ -111,7 +111,8 @@ def merged_texts(model: Any, family: CrossFamily, options: dict[str, Any], merge
             raise ValueError(
                 f"{NODE} expected the model to see {len(styles.frames)} latent frames at once, got {sequence.frames}; "
                 f"remove the node that hands the model parts of the video.")
-    merged = CrossMerge(merges, len(x), options.get(OVERRIDE), grid=sequence.grid)
+    side = family.find_side(network)
+    merged = CrossMerge(merges, len(x), options.get(OVERRIDE), grid=sequence.grid, side=side)
 
     def join(executor: Any, *args: Any, **kwargs: Any) -> Any:
         call = NamedCall(executor, args, kwargs)

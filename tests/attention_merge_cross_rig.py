@@ -160,7 +160,10 @@ def spread(name: str, masks: Tensor, frames: int | None = None, area: Any = None
     side, cells = 1 if name == "ltxv" else 2, cell_means(masks, *family.size)
     height, width, top, left = area or (*family.size, 0, 0)
     cells = cells[:, top:top + height, left:left + width]
-    tokens = cell_means(cells, -(-height // side), -(-width // side)).flatten(1)
+    rows, columns = -(-height // side), -(-width // side)
+    # the last tokens reach beyond the edge
+    cells = torch.nn.functional.pad(cells, (0, columns * side - width, 0, rows * side - height), mode="replicate")
+    tokens = cell_means(cells, rows, columns).flatten(1)
     return tokens.repeat(1, frames or family.frames)
 
 

@@ -79,7 +79,7 @@ def test_rows_of_a_merge_read_every_text_and_others_their_own(skip_reshape: bool
     hidden = [None, torch.where(torch.arange(9) < 6, 0.0, -torch.inf).reshape(1, 1, 1, 9)]
     masks, x = soft(3, *PICTURE), draw(4, 6, WIDTH)
     styles = VideoTexts(texts, factors, StyleMasks(masks), PICTURE, hidden=hidden)
-    merged = CrossMerge([(slice(1, 3), styles)], 4, None, grid=GRID)
+    merged = CrossMerge([(slice(1, 3), styles)], 4, None, grid=GRID, side=2)
     picture = draw(4, pictures, WIDTH, seed=6) if pictures else None
     options = {"skip_reshape": True} if skip_reshape else {}
     ours = run(merged, Layer(merged.attend_each, pictures, *given, **options), x, own, picture)
@@ -97,7 +97,7 @@ def test_frames_have_their_masks_and_references_the_whole_s(before: int) -> None
     own, text, masks = draw(1, 7, WIDTH, seed=1), draw(1, 5, WIDTH, seed=2), soft(2, 3, *PICTURE)
     x = draw(1, before + 12 + 3, WIDTH)
     styles = VideoTexts([text], [None], StyleMasks(masks), PICTURE, hidden=[None], frames=[2, 0])
-    merged = CrossMerge([(slice(0, 1), styles)], 1, None, grid=GRID)
+    merged = CrossMerge([(slice(0, 1), styles)], 1, None, grid=GRID, side=2)
     merged.before = before
     ours = run(merged, Layer(merged.attend_each), x, own)
     frames = torch.cat([cell_means(masks[:, frame], *GRID).flatten(1) for frame in (2, 0)], dim=1)
@@ -115,7 +115,7 @@ def test_an_override_found_in_the_slot_is_called_for_every_text_and_outside() ->
 
     own, text, x = draw(1, 7, WIDTH, seed=1), draw(1, 5, WIDTH, seed=2), draw(1, 6, WIDTH)
     styles = VideoTexts([text], [None], StyleMasks(soft(2, *PICTURE)), PICTURE, hidden=[None])
-    merged = CrossMerge([(slice(0, 1), styles)], 1, inner, grid=GRID)
+    merged = CrossMerge([(slice(0, 1), styles)], 1, inner, grid=GRID, side=2)
     run(merged, Layer(merged.attend_each), x, own)
     joined = draw(1, 12, WIDTH, seed=3)
     assert torch.equal(merged.attend_each(kernel, joined, joined, joined, HEADS),
@@ -126,7 +126,7 @@ def test_an_override_found_in_the_slot_is_called_for_every_text_and_outside() ->
 def test_what_another_node_changed_is_an_error() -> None:
     own, text = draw(2, 7, WIDTH, seed=1), draw(1, 5, WIDTH, seed=2)
     styles = VideoTexts([text], [None], StyleMasks(soft(2, *PICTURE)), PICTURE, hidden=[None])
-    merged = CrossMerge([(slice(0, 2), styles)], 2, None, grid=GRID)
+    merged = CrossMerge([(slice(0, 2), styles)], 2, None, grid=GRID, side=2)
     layer = Layer(merged.attend_each)
     with pytest.raises(ValueError, match="expected 2 rows of text inside the model, got 3; remove the node that"):
         merged.join_texts(draw(3, 7, WIDTH))
