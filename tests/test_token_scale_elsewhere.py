@@ -10,11 +10,13 @@ import nodes as core
 import pytest
 import tiny
 import torch
+from comfy.text_encoders.longcat_image import LongCatImageTokenizer
 from encoders import text_encoder
 from mixology.host.factors import SCALE_KEY
 from mixology.host.marks import read_mark
 from mixology.host.token_scale import scale_tokens
 
+pytestmark = pytest.mark.seam
 PROMPT = "make the red platypus sleep, \\(deep\\) in the snow"
 OTHER = PROMPT.replace("platypus", "quokka")
 
@@ -24,10 +26,9 @@ def flux() -> Any:
     return text_encoder("flux")
 
 
-@pytest.fixture(scope="module")
-def qwen() -> Any:
+def seeing_encoder(name: str) -> Any:
     """With a stand-in for the vision tower, whose real size is fixed: a picture becomes 6 x 4 tokens of its mean."""
-    clip = text_encoder("qwen")
+    clip = text_encoder(name)
 
     def see(embed: dict[str, Any], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * embed["data"].mean()
@@ -35,6 +36,11 @@ def qwen() -> Any:
 
     clip.cond_stage_model.qwen25_7b.transformer.preprocess_embed = see
     return clip
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Any:
+    return seeing_encoder("qwen")
 
 
 def encode(clip: Any, text: str) -> list[Any]:
@@ -159,3 +165,11 @@ def test_edit_prompts_without_pictures_are_held_against_the_text(qwen: Any) -> N
     message = f"expected {own[0][0].shape[1]} tokens in the conditioning of this text from the text encoder of Qwen-"
     with pytest.raises(ValueError, match=re.escape(message)):
         scale(qwen, PROMPT, "platypus = 0", short)
+
+
+@pytest.mark.skipif(not hasattr(LongCatImageTokenizer, "EDIT_PREFIX"), reason="this host's LongCat sees no pictures")
+def test_words_behind_pictures_of_longcat() -> None:
+    clip = seeing_encoder("longcat")
+    before, after = edit(clip, PROMPT, 1), edit(clip, OTHER, 1)
+    assert before[0][0].shape[1] > 512 + 24
+    assert places_of(clip, PROMPT, "platypus", before) == changed(before, after)

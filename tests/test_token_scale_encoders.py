@@ -15,6 +15,7 @@ from mixology.host.words import place_scales
 from safetensors.torch import save_file
 from torch import Tensor
 
+pytestmark = pytest.mark.seam
 PROMPT = "a photo of a red platypus in the snow"
 OTHER = PROMPT.replace("platypus", "quokka")
 FILLER = "one two three four five six seven eight nine ten"
