@@ -26,6 +26,7 @@ FILES = {  # inputs that name a file
 CHANGED = {  # what a note tells to change: the node, its input, and another value
     "token_scale": ("MixologyTokenScale", "scales", "red = [-1, 1, 2]"),
     "layout": ("MixologyLayoutMixKSampler", "nu", 0.2),
+    "regions": ("Right", "text", "a village by the sea in autumn"),
     "cocktail": ("What it shall become", "text", "a drawing in black ink of a girl in a pink dress on a green hill"),
 }
 
@@ -100,6 +101,19 @@ def test_each_picture_has_its_own_scale(name: str, loaded: Any, paint: Any) -> N
     assert find_distance(scaled[1], scaled[0]) > 1e-3 and find_distance(scaled[1], scaled[2]) > 1e-3
     workflow.set("MixologyTokenScale", scales="fluffy = 1")
     assert all(find_distance(scaled[1], plain) < 1e-4 for plain in run(workflow, loaded[0]))
+
+
+@pytest.mark.parametrize("name", [name for name in MODERN if name.startswith("regions")])
+def test_one_prompt_in_all_regions_is_that_prompt_alone(name: str, loaded: Any) -> None:
+    workflow = read_small(name, loaded[0])
+    workflow.set("Right", text=workflow.prompt[workflow.find("Left")]["inputs"]["text"])
+    merged, merge = run(workflow, loaded[0]), workflow.find("MixologyAttentionMerge")
+    sources = workflow.prompt[merge]["inputs"]
+    for node in workflow.prompt.values():
+        for key, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] == merge:
+                node["inputs"][key] = sources[("model", "conditionings.conditioning_0")[value[1]]]
+    assert find_distance(run(workflow, loaded[0]), merged) < 1e-3
 
 
 @pytest.mark.parametrize("name", MODERN)

@@ -91,7 +91,35 @@ def cocktail(graph: Graph, family: Modern) -> list[str]:
             "loader, only for repainting, does more than words.", unread(family) + family.files]
 
 
+def regions(graph: Graph, family: Modern) -> list[str]:
+    with graph.group("Model", 300):
+        model = load(graph, family)
+    with graph.group("Size"):
+        latent = size(graph, family)
+    with graph.group("Who paints where", below=True):
+        masks = graph.add("MixologyGradientMask", change=True, width=family.side, height=family.side,
+                          profile="logistic", sharpness=30.0)
+    with graph.group("A prompt for each region", 320):
+        left = say_text(graph, "Left", model, "a village by the sea in deep winter, snow on the roofs, blue evening "
+                                              "light, warm windows")
+        right = say_text(graph, "Right", model, "a village by the sea in high summer, flowers at every door, golden "
+                                                "morning light")
+        negative = say_negative(graph, family, model)
+    with graph.group("Merge and sample", 300):
+        merge = graph.add("MixologyAttentionMerge", model=model.model, masks=(masks, 0), conditionings=[left, right])
+        positive = guide(graph, family, (merge, 1))
+        sampled = sample(graph, family, (merge, 0), positive, negative, latent)
+    with graph.group("Picture"):
+        save(graph, sampled, model, "regions")
+    return [f"**Regional prompts on {family.name}: two prompts share one picture, in one evaluation.** Each region's "
+            "attention reads its own prompt only, and all of them see the whole picture, so that it stays of a piece.",
+            "Change: both prompts; what they share holds the picture together. Gradient Masks: **angle** 90 goes from "
+            "top to bottom, higher **parts** and as many prompts make more regions, a lower **sharpness** a longer "
+            "transition. Painted masks do as well (Batch Masks joins them).", unread(family) + family.files]
+
+
 BUILDERS: dict[str, tuple[Callable[[Graph, Modern], list[str]], Modern]] = {
     "token_scale_z_image": (token_scale, Z_IMAGE), "token_scale_klein": (token_scale, KLEIN),
     "layout_z_image": (layout, Z_IMAGE), "layout_flux": (layout, FLUX), "layout_qwen": (layout, QWEN),
-    "cocktail_flux": (cocktail, FLUX)}
+    "cocktail_flux": (cocktail, FLUX),
+    "regions_z_image": (regions, Z_IMAGE), "regions_flux": (regions, FLUX), "regions_qwen": (regions, QWEN)}
