@@ -211,10 +211,10 @@ def test_the_node_as_the_host_calls_it(model: Any) -> None:
 
 # --------------------------------------------------------------------------------------------------- refusals
 
-@pytest.mark.parametrize(("make", "name"), [(tiny.video, "Wan 2.1"), (MODERN["lens"].model, "Lens")])
+@pytest.mark.parametrize(("make", "name"), [(MODERN["ernie"].model, "ERNIE-Image"), (MODERN["lens"].model, "Lens")])
 def test_other_families_are_refused(make: Any, name: str) -> None:
     with pytest.raises(ValueError, match="^Cross-Attention Merge expected a model of SD1.x, SD2.x, SDXL, SD3, .* or "
-                                         f"OmniGen2, got {name}; use the Epsilon Merge Guider, which takes any model"):
+                                         f"LTX-Video, got {name}; use the Epsilon Merge Guider, which takes any model"):
         merge(make(), MASKS, FIRST, SECOND)
 
 

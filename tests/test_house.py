@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PURE = ("samplers", "attention_patches", "metrics")
 ROOMS = (*PURE, "host", "nodes")
 FILLED = ("samplers", "attention_patches", "metrics", "host", "nodes")  # rooms that must hold something by now
-PURE_IMPORTS = {"torch", "einops", "math", "numbers", "sys", "typing", "__future__", "dataclasses", "collections"}
+PURE_IMPORTS = {"torch", "einops", "math", "numbers", "sys", "typing", "__future__", "dataclasses", "collections",
+                "contextlib", "functools"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_extras", "comfy_execution", "folder_paths", "nodes",
                 "node_helpers", "latent_preview", "server", "execution", "app"}
 TRAINING = {"judge.py", "style_judge.py"}  # demo files that only training and measuring need; train*.py as well

@@ -1,12 +1,14 @@
 """Feature Injection on the families that people use now, against queries and keys exchanged by hand."""
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
+from comfy.model_base import LongCatImage
 from families import MODERN
 from injection_rig import OneReading, invert, run, source_arguments
 from mixology.host.injection import inject_features
@@ -134,5 +136,6 @@ def test_a_source_text_of_another_length_stands_where_its_picture_is(
         patched.setattr(comfy.model_management, "in_training", True, raising=False)
         expected = sample(by_hand, trajectory, *prompts)
     assert distance(sample(injecting, trajectory, *prompts), expected) < TOLERANCE
-    assert distance(sample(injecting_by_hand(name, model, trajectory, source, length), trajectory, *prompts),
-                    expected) > 20 * TOLERANCE, "positions make no difference"
+    if name != "longcat" or "pe_len" in inspect.getsource(LongCatImage):  # the oldest host fixes it
+        raw = sample(injecting_by_hand(name, model, trajectory, source, length), trajectory, *prompts)
+        assert distance(raw, expected) > 20 * TOLERANCE, "positions make no difference"
