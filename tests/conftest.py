@@ -19,8 +19,8 @@ if not HOST:
     raise pytest.UsageError("MIXOLOGY_HOST is not set: run the tests with `python3 tools/test.py -- ARGUMENTS`.")
 
 sys.path.insert(0, HOST)  # only the host: the checkout's root must never be on sys.path
+sys.path.append(str(ROOT / "tests"))  # before the tools, which have a `families` as well
 sys.path.append(str(ROOT / "tools"))
-sys.path.append(str(ROOT / "tests"))
 
 from comfy.cli_args import args  # noqa: E402  (it reads no command line unless main.py asks for it)
 
@@ -129,6 +129,14 @@ def loaded_pack() -> dict[str, Any]:
 
     assert asyncio.run(nodes.load_custom_node(str(ROOT))), "the host's loader refused the pack"
     return {name: node for name, node in nodes.NODE_CLASS_MAPPINGS.items() if name.startswith("Mixology")}
+
+
+@pytest.fixture(scope="session")
+def loaded(loaded_pack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every node class of the host and of the pack by id, and their names."""
+    from graph import load_definitions
+
+    return load_definitions()
 
 
 @pytest.fixture(scope="session")
