@@ -19,8 +19,8 @@ if not HOST:
     raise pytest.UsageError("MIXOLOGY_HOST is not set: run the tests with `python3 tools/test.py -- ARGUMENTS`.")
 
 sys.path.insert(0, HOST)  # only the host: the checkout's root must never be on sys.path
+sys.path.append(str(ROOT / "tests"))  # before the tools, which have a `families` as well
 sys.path.append(str(ROOT / "tools"))
-sys.path.append(str(ROOT / "tests"))
 
 from comfy.cli_args import args  # noqa: E402  (it reads no command line unless main.py asks for it)
 

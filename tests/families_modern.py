@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -173,13 +174,19 @@ def llama(seed: int, tokens: int) -> dict[str, Any]:
 
 def t5_ids(seed: int, tokens: int) -> dict[str, Any]:
     """Anima reads the words by these, and its text beside them."""
-    return {"t5xxl_ids": torch.arange(1, 8, dtype=torch.int) + 10 * seed, "t5xxl_weights": torch.ones(7)}
+    ids = torch.arange(1, tokens - 3, dtype=torch.int) + 10 * seed
+    return {"t5xxl_ids": ids, "t5xxl_weights": torch.ones(len(ids))}
 
 
 def two_masked_texts(seed: int, tokens: int) -> dict[str, Any]:
     """HunyuanDiT reads T5's 256 tokens behind CLIP's 77."""
     return {"attention_mask": torch.ones(1, tokens), "conditioning_mt5xl": draw(1, 256, 24, seed=seed + 1),
             "attention_mask_mt5xl": torch.ones(1, 256)}
+
+
+def seen_picture(seed: int, tokens: int) -> dict[str, Any]:
+    """What CLIP sees in the first frame; without it Wan's network would take words for it."""
+    return {"clip_vision_output": SimpleNamespace(penultimate_hidden_states=draw(1, 257, 1280, seed=40))}
 
 
 def inpaint(seed: int = 0) -> Any:
@@ -249,39 +256,40 @@ MODERN = {
     "flux_schnell": joint("FluxSchnell", 16, {**FLUX, "guidance_embed": False}, pooled=True),
     "flux_fill": joint("FluxInpaint", 16, {**FLUX, "in_channels": 96}, pooled=True, options=GUIDANCE),
     "flux_kontext": joint("Flux", 16, FLUX, pooled=True, options=GUIDANCE, references=((1, 16, 8, 6),)),
-    "klein_edit": joint("Flux2", 128, KLEIN, tokens=512, references=((1, 128, 4, 3),), **WIDE),
+    "klein_edit": joint("Flux2", 128, KLEIN, references=((1, 128, 4, 3),), least=512, **WIDE),
     "longcat": joint("LongCatImage", 16, {
         **FLUX, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}, tokens=13),
     "chroma": joint("Chroma", 16, CHROMA),
     "chroma_radiance": Family(radiance, True, 3, False, kind="ChromaRadiance", **PIXELS),
     "lumina2": joint("Lumina2", 16, LUMINA, beside=full_mask),
-    "z_image": joint("ZImage", 16, Z_IMAGE, beside=full_mask),
-    "z_image_pixel": joint("ZImagePixelSpace", 3, Z_PIXEL, beside=full_mask, **PIXELS),
-    "hidream": joint("HiDream", 16, HIDREAM, pooled=True, beside=llama),
-    "anima": Family(anima, False, 16, False, video=True, kind="Anima", beside=t5_ids),
+    "z_image": joint("ZImage", 16, Z_IMAGE, beside=full_mask, multiple=32),
+    "z_image_pixel": joint("ZImagePixelSpace", 3, Z_PIXEL, beside=full_mask, multiple=32, **PIXELS),
+    "hidream": joint("HiDream", 16, HIDREAM, pooled=True, beside=llama, order="picture text llama llama", llama=9),
+    "anima": Family(anima, False, 16, False, video=True, kind="Anima", beside=t5_ids, words=7, least=512),
     "cosmos_predict2": cross("CosmosT2IPredict2", 16, {**COSMOS, "image_model": "cosmos_predict2"}, video=True),
-    "omnigen2": joint("Omnigen2", 16, OMNIGEN, beside=full_mask),
-    "krea2": joint("Krea2", 16, KREA, {}, video=True, width=24),
+    "omnigen2": joint("Omnigen2", 16, OMNIGEN, beside=full_mask, order="text references picture"),
+    "krea2": joint("Krea2", 16, KREA, {}, video=True, width=24, tolerance=1e-3),
     "qwen_edit": joint("QwenImage", 16, QWEN, video=True, references=((1, 16, 1, 8, 6),)),
     "qwen_layered": joint("QwenImage", 16, QWEN, video=True, frames=3),
-    "auraflow": joint("AuraFlow", 4, AURA),
+    "auraflow": joint("AuraFlow", 4, AURA, order="registers text picture", registers=8),
     "hunyuan_image": joint("HunyuanImage21", 64, HUNYUAN_IMAGE, patch=1, size=(5, 3)),
     "hunyuan_video": joint("HunyuanVideo", 16, HUNYUAN, video=True, frames=2, pooled=True, size=(10, 6)),
     "kandinsky5_image": cross("Kandinsky5Image", 16, KANDINSKY, video=True, pooled=True, size=(10, 6)),
-    "ernie": joint("ErnieImage", 128, ERNIE, **WIDE),
+    "ernie": joint("ErnieImage", 128, ERNIE, order="picture text", deaf=True, **WIDE),
     "ideogram4": joint("Ideogram4", 128, IDEOGRAM, {}, **WIDE),
-    "lens": joint("Lens", 128, LENS, width=40, **WIDE),
+    "lens": joint("Lens", 128, LENS, width=40, order="picture text", **WIDE),
     "mage_flow": joint("MageFlow", 128, MAGE, **WIDE),
-    "joyimage": joint("JoyImage", 16, JOY, {"theta": 10000}, video=True),
-    "boogu": joint("Boogu", 16, BOOGU, beside=full_mask),
+    "joyimage": joint("JoyImage", 16, JOY, {"theta": 10000}, video=True, order="picture text"),
+    "boogu": joint("Boogu", 16, BOOGU, beside=full_mask, order="text references picture"),
     "wan21_t2v": cross("WAN21_T2V", 16, WAN, video=True, frames=2),
-    "wan21_i2v": cross("WAN21_I2V", 16, {**WAN, "model_type": "i2v", "in_dim": 36}, video=True, frames=2),
+    "wan21_i2v": cross("WAN21_I2V", 16, {**WAN, "model_type": "i2v", "in_dim": 36}, video=True, frames=2,
+                       beside=seen_picture),
     "wan22_5b": cross("WAN22_T2V", 48, {**WAN, "in_dim": 48, "out_dim": 48}, video=True, frames=2),
     "ltxv": cross("LTXV", 128, LTX, video=True, frames=2, beside=full_mask, **WIDE),
-    "pixart_sigma": cross("PixArtSigma", 4, PIXART, fixed=True, size=(48, 40)),
-    "hunyuan_dit": cross("HunyuanDiT1", 4, HUNYUAN_DIT, tokens=77, fixed=True, beside=two_masked_texts),
+    "pixart_sigma": cross("PixArtSigma", 4, PIXART, fixed=True, size=(48, 40), deaf=True),
+    "hunyuan_dit": cross("HunyuanDiT1", 4, HUNYUAN_DIT, tokens=77, fixed=True, beside=two_masked_texts, deaf=True),
     "mochi": joint("GenmoMochi", 12, MOCHI, video=True, frames=2, tokens=256, fixed=True, width=16, size=(10, 6),
-                   beside=full_mask),
+                   beside=full_mask, order="picture text"),
     "cogvideox": joint("CogVideoX_T2V", 16, COGVIDEO, video=True, frames=2, size=(10, 6)),
 }
 

@@ -52,6 +52,13 @@ class Family:
         size: height and width to test with, odd where the host can.
         beside: options that follow a text's seed and its number of tokens.
         references: shapes of the reference latents of a text.
+        order: what stands in a joint attention's sequence, as measured; `tests/test_families.py` measures it again.
+        multiple: of tokens to which text and picture are each filled up behind.
+        least: tokens to which a text is filled up in front, or behind where `joint` is not set.
+        words: of a text that the network reads in its place, where they are not as many as the text's tokens.
+        registers, llama: tokens that stand in the sequence under these names.
+        deaf: its attention hears no patch and no override.
+        tolerance: largest error of float arithmetic, over a result's deviation.
     """
 
     model: Callable[..., Any]
@@ -69,6 +76,14 @@ class Family:
     size: tuple[int, int] = (9, 7)
     beside: Callable[[int, int], dict[str, Any]] = nothing
     references: tuple[tuple[int, ...], ...] = ()
+    order: str = "text picture references"
+    multiple: int = 1
+    least: int = 0
+    words: int = 0
+    registers: int = 0
+    llama: int = 0
+    deaf: bool = False
+    tolerance: float = 1e-4
 
     def conditioning(self, seed: int, tokens: int | None = None, **options: Any) -> list[Any]:
         tokens = self.tokens if tokens is None or self.fixed else tokens
@@ -88,6 +103,13 @@ class Family:
     def image_tokens(self, height: int, width: int) -> int:
         """Of a joint family's picture."""
         return self.frames * -(-height // self.patch) * -(-width // self.patch)
+
+    def reference_tokens(self) -> int:
+        return sum(-(-shape[-2] // self.patch) * -(-shape[-1] // self.patch) for shape in self.references)
+
+    @property
+    def unet(self) -> bool:
+        return not self.joint and self.kind in ("", "SD15", "SSD1B", "KOALA_700M", "SDXLRefiner")
 
     def is_missing(self) -> bool:
         """Whether the running host lacks the family."""

@@ -216,6 +216,16 @@ def inject_joint_explicitly(model: Any, trajectory: Trajectory, source: Any, att
 
         return attend
 
+    return inject_by_override(model, trajectory, source, attention_until, make_override)
+
+
+def inject_by_override(model: Any, trajectory: Trajectory, source: Any, attention_until: float,
+                       make_override: Callable[[dict[Any, Tensor], bool, int], Callable[..., Tensor]]) -> Any:
+    """A clone of a model that reads the source in a call of its own before each other.
+
+    Args:
+        make_override: of what is kept, whether it is a target's call, and the number of images.
+    """
     def wrapper(apply_model: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
         x, sigma, c = arguments["input"], arguments["timestep"], dict(arguments["c"])
         if not active(model.model, sigma, attention_until):

@@ -22,6 +22,7 @@ from .together import (
 
 LONG_TEXT = 512  # tokens to which a model that pads in front makes a text
 LLAMA = "encoder_hidden_states_llama3"  # the second text of HiDream, [rows, layers, tokens, width]
+LLAMA_OPTION = "conditioning_llama3"  # the same in a conditioning
 
 
 @dataclass(frozen=True)
