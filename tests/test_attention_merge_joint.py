@@ -129,7 +129,7 @@ def test_hard_masks_leave_out_what_nobody_reads(name: str) -> None:
     assert min(counted) >= 24, "an override of another node sees all of the picture's queries"
 
 
-@pytest.mark.parametrize("name", ["flux", "z_image"])
+@pytest.mark.parametrize("name", ["flux", "z_image", "qwen"])
 def test_a_region_shows_its_part_of_the_masks(name: str) -> None:
     model, (*texts, negative) = model_of(name), prompts(name)
     merged, text = merge(model, MASKS, *texts)
