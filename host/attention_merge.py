@@ -115,7 +115,8 @@ def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[st
         return model, [first]
     texts, options = zip(*styles)
     texts, fronts = zip(*(pad_text(model.model, text) for text in texts))
-    merge = Merge(texts, tuple(read_mark(given, SCALE_KEY) for given in options), shared, fronts, options)
+    scales = tuple(read_mark(given, SCALE_KEY) for given in options)
+    merge = Merge(texts, scales, shared, fronts=fronts, options=options)
     keep_text(model, KEY, merge, first[0])
     warn_of_unwired(merge.node)
     return model, mark_conditioning([first], KEY, merge)
