@@ -17,7 +17,7 @@ from torch import Tensor
 from ..attention_patches.sequence import watch_blocks
 from ..attention_patches.values import ScaledSequence, extend_factors, join_factors, make_value_patch, scaled_outputs
 from .families.cross import find_cross
-from .families.joint import LLAMA, LLAMA_OPTION, find_joint, pads_in_front
+from .families.joint import SECOND, find_joint, pads_in_front
 from .families.transformers import SUPPORTED
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
@@ -132,20 +132,23 @@ def place_factors(given: Mapping[str | None, Tensor], one: Found, model: Any) ->
     Raises:
         ValueError: if the conditioning has become shorter.
     """
-    cross, llama = find_cross(model), one.cond["model_conds"].get(LLAMA)
+    cross, joint, conds = find_cross(model), find_joint(model), one.cond["model_conds"]
     read = one.read if cross is None else max(one.read, cross.context)
     words = extend_factors(given[None], read, max(0, one.read - one.own) if pads_in_front(model) else 0)
-    if llama is None:
+    second = next((name for name in SECOND if name in conds), None)
+    if second is None or joint is None or joint.lay is None:
         return words
-    second = extend_factors(given.get(LLAMA_OPTION, words[:, :0]), llama.cond.shape[-2])
-    return torch.cat([words, second, second], dim=1)
+    more = extend_factors(given.get(SECOND[second], words[:, :0]), conds[second].cond.shape[-2])
+    return joint.lay(find_network(model), words, more)
 
 
 def count_text(model: Any, given: Mapping[str, Any]) -> int:
     """Tokens of the text in the attention of a call, whose arguments are given by name."""
-    text, llama, cross = given["context"], given.get(LLAMA), find_cross(model)
+    text, cross, joint = given["context"], find_cross(model), find_joint(model)
+    if joint is not None and text is not None:
+        return joint.sequence(find_network(model), given).text[1]
     tokens = 0 if text is None else text.shape[1]
-    return max(tokens, 0 if cross is None else cross.context) + (0 if llama is None else 2 * llama.shape[-2])
+    return max(tokens, 0 if cross is None else cross.context)
 
 
 def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,

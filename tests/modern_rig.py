@@ -63,6 +63,11 @@ CROSS = {"anima": 512, "cosmos_predict2": 11, "wan21_t2v": 11, "wan21_i2v": 11, 
 KNOWN = {**FAMILIES, **PECULIAR, **MODERN}
 
 
+def read_tokens(name: str) -> int:
+    """Tokens of a usual text as the network reads it."""
+    return 512 if name == "klein_edit" else KNOWN[name].tokens
+
+
 def words_of(name: str) -> int:
     """Tokens that carry factors: Anima's are those of its second text, HiDream's of both."""
     family = KNOWN[name]
@@ -128,7 +133,9 @@ def scale_maps(name: str, maps: Tensor, factors: Tensor, queries: int, keys: int
         if queries == picture and keys == CROSS[name] and keys != queries:
             maps[..., :factors.shape[1]] *= factors[:, None, None]
         return
-    text = KNOWN[name].tokens
+    text = read_tokens(name)
+    if name == "klein_edit":  # the model puts tokens in front
+        factors = torch.nn.functional.pad(factors, (text - factors.shape[1], 0), value=1.0)
     places = ORDERS[name](text, picture)
     if queries == keys == places.total:
         if name == "hidream":
@@ -204,7 +211,7 @@ def injecting_by_hand(name: str, model: Any, trajectory: Any, source: Any, text:
         apply_model(state, sigma[:1], **own, transformer_options={
             **options, OVERRIDE: exchanged_by_hand(name, kept, text, replace=False)})
         return apply_model(x, sigma, **c, transformer_options={
-            **options, OVERRIDE: exchanged_by_hand(name, kept, KNOWN[name].tokens, replace=True)})
+            **options, OVERRIDE: exchanged_by_hand(name, kept, read_tokens(name), replace=True)})
 
     clone = model.clone()
     clone.set_model_unet_function_wrapper(wrapper)

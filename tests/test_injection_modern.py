@@ -12,7 +12,7 @@ from comfy.model_base import LongCatImage
 from families import MODERN
 from injection_rig import OneReading, invert, run, source_arguments
 from mixology.host.injection import inject_features
-from modern_rig import CROSS, KNOWN, ORDERS, distance, injecting_by_hand
+from modern_rig import CROSS, KNOWN, ORDERS, distance, injecting_by_hand, read_tokens
 
 pytestmark = pytest.mark.seam
 
@@ -57,7 +57,7 @@ def test_as_exchanged_by_hand(models: dict[str, Any], name: str) -> None:
     own, untouched = (sample(patched, trajectory, source, source, 1.0, start) for patched in (injecting, model))
     assert torch.equal(own, untouched)
     ours, plain = (sample(patched, trajectory, *prompts) for patched in (injecting, model))
-    by_hand = sample(injecting_by_hand(name, model, trajectory, source, family.tokens), trajectory, *prompts)
+    by_hand = sample(injecting_by_hand(name, model, trajectory, source, read_tokens(name)), trajectory, *prompts)
     tolerance = TOLERANCES.get(name, TOLERANCE)
     assert distance(ours, by_hand) < tolerance
     assert distance(ours, plain) > 20 * tolerance

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from families import MODERN
+from families_modern import HUNYUAN_IMAGE
+from family import build, draw
 from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
 from mixology.host.marks import mark_conditioning
-from modern_rig import CROSS, KNOWN, ORDERS, SECOND, distance, sample, scaled_by_hand, with_override, words_of
+from modern_rig import CROSS, KNOWN, ORDERS, SECOND, attend, distance, sample, scaled_by_hand, with_override, words_of
 
 pytestmark = pytest.mark.seam
 
@@ -53,3 +55,33 @@ def test_sampling_is_that_with_scaled_columns(models: dict[str, Any], name: str)
     assert distance(ours, by_hand) < tolerance
     assert distance(ours, plain) > 20 * tolerance
     assert torch.equal(sample(name, patch_model(model), positive, negative), plain)
+
+
+@pytest.mark.parametrize("told_apart", [False, True], ids=["behind the text", "before it"])
+def test_a_second_text_of_quotes(told_apart: bool) -> None:
+    """HunyuanImage's ByT5 rows, and HunyuanVideo 1.5's, which begin with them."""
+    config = {**HUNYUAN_IMAGE, "byt5": True, "use_cond_type_embedding": told_apart}
+    model, family, quotes = build("HunyuanImage21", config, 0), KNOWN["hunyuan_image"], 5
+    texts = [family.conditioning(seed, conditioning_byt5small=draw(1, quotes, 1472, seed=seed + 9)) for seed in (1, 2)]
+    words, second = torch.ones(1, family.tokens), torch.ones(1, quotes)
+    words[0, 2], second[0, 3] = -2.0, 3.0
+    marked = mark_conditioning(texts[0], SCALE_KEY, TokenScale(
+        words, 0.0, 1.0, {"conditioning_byt5small": second}))
+    whole = torch.cat([second, words] if told_apart else [words, second], dim=1).double()
+    total = whole.shape[1] + family.image_tokens(*family.size)
+
+    def by_hand(func: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int,
+                mask: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        chunks = kwargs["transformer_options"]["cond_or_uncond"]
+
+        def change(maps: torch.Tensor) -> None:
+            if maps.shape[-1] == total:
+                rows = maps.reshape(len(chunks), -1, *maps.shape[1:])[chunks.index(0)] if 0 in chunks else maps[:0]
+                rows[..., whole.shape[1]:, :whole.shape[1]] *= whole[:, None, None]
+
+        return attend(q, k, v, heads, mask, change, **kwargs)
+
+    ours, plain = (sample("hunyuan_image", patched, positive, texts[1]) for patched, positive in (
+        (patch_model(model), marked), (model, texts[0])))
+    assert distance(ours, sample("hunyuan_image", with_override(model, by_hand), texts[0], texts[1])) < TOLERANCE
+    assert distance(ours, plain) > 20 * TOLERANCE

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...attention_patches.sequence import TokenSequence
 from ..networks import find_network, is_kind
@@ -21,8 +22,8 @@ from .together import (
 )
 
 LONG_TEXT = 512  # tokens to which a model that pads in front makes a text
-LLAMA = "encoder_hidden_states_llama3"  # the second text of HiDream, [rows, layers, tokens, width]
-LLAMA_OPTION = "conditioning_llama3"  # the same in a conditioning
+SECOND = {  # the second text of a call, [rows, ..., tokens, width], and the same in a conditioning
+    "encoder_hidden_states_llama3": "conditioning_llama3", "txt_byt5": "conditioning_byt5small"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class CallSizes:
     """What the length of a call's sequence depends on.
 
     Attributes:
-        text: tokens of its text; llama: of HiDream's second; grid: of one frame of its picture down and across.
+        text: tokens of its text; second: of a second one; grid: of one frame of its picture down and across.
         frames: of the picture; references: tokens of reference pictures.
     """
 
@@ -38,7 +39,7 @@ class CallSizes:
     grid: tuple[int, int]
     frames: int = 1
     references: int = 0
-    llama: int = 0
+    second: int = 0
 
     @property
     def picture(self) -> int:
@@ -85,8 +86,27 @@ def with_padding(network: Any, sizes: CallSizes) -> TokenSequence:
 
 def with_two_texts(network: Any, sizes: CallSizes) -> TokenSequence:
     """[picture, text, second text, second text of the block's own]"""
-    words = sizes.text + 2 * sizes.llama
+    words = sizes.text + 2 * sizes.second
     return sizes.sequence(sizes.picture, 0, (0, sizes.picture), sizes.picture + words, words=words)
+
+
+def with_quotes(network: Any, sizes: CallSizes) -> TokenSequence:
+    """[text, second text, picture], or the second text first."""
+    words = sizes.text + (0 if network.byt5_in is None else sizes.second)
+    return sizes.sequence(0, words, (words, sizes.picture), words + sizes.picture, words=words)
+
+
+def lay_twice(network: Any, words: Tensor, second: Tensor) -> Tensor:
+    """Factors as `with_two_texts` has the words."""
+    return torch.cat([words, second, second], dim=1)
+
+
+def lay_quotes(network: Any, words: Tensor, second: Tensor) -> Tensor:
+    """Factors as `with_quotes` has the words: HunyuanVideo 1.5 tells its texts apart, and begins with the second."""
+    if network.byt5_in is None:
+        return words
+    parts = [words, second] if network.cond_type_embedding is None else [second, words]
+    return torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,7 @@ class JointFamily:
         positions: which argument of a block holds the rotations of positions, by place and by name, where a picture's
             positions follow the length of the text; None where they do not. See `find_positions`.
         together: how the texts of several prompts stand in one call; None where they cannot.
+        lay: factors [values, tokens] of the words and of a second text's, as `place` has them; None without such.
     """
 
     blocks: tuple[str, ...]
@@ -109,6 +130,7 @@ class JointFamily:
     wraps: bool = True
     positions: tuple[int, str] | None = None
     together: Together | None = None
+    lay: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
     def list_blocks(self, network: Any) -> list[Any]:
         return [block for name in self.blocks for block in getattr(network, name)]
@@ -127,9 +149,9 @@ class JointFamily:
         """Where tokens stand in a call, by its arguments' names in the network."""
         side = self.find_side(network)
         frames, *grid = count_tokens(given["x"], side)
-        llama = given.get(LLAMA)
+        second = next((given[name] for name in SECOND if given.get(name) is not None), None)
         return self.place(network, CallSizes(
-            text=given["context"].shape[1], llama=0 if llama is None else llama.shape[-2], grid=(grid[0], grid[1]),
+            text=given["context"].shape[1], second=0 if second is None else second.shape[-2], grid=(grid[0], grid[1]),
             frames=frames, references=count_picture_tokens(given.get("ref_latents") or [], side)))
 
 
@@ -144,13 +166,13 @@ FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
     "lumina.model.NextDiT": JointFamily(
         ("layers",), with_padding, positions=(2, "freqs_cis"), together=with_refiners),
     "hidream.model.HiDreamImageTransformer2DModel": JointFamily(
-        ("double_stream_blocks", "single_stream_blocks"), with_two_texts),
+        ("double_stream_blocks", "single_stream_blocks"), with_two_texts, lay=lay_twice),
     "omnigen.omnigen2.OmniGen2Transformer2DModel": JointFamily(
         ("layers",), picture_last, wraps=False, positions=(2, "image_rotary_emb"), together=with_own_embedder),
     "boogu.model.BooguTransformer2DModel": JointFamily(
         ("double_stream_layers", "single_stream_layers"), picture_last, wraps=False, positions=(2, "rotary_emb")),
     "aura.mmdit.MMDiT": JointFamily(("double_layers", "single_layers"), after_registers, together=with_registers),
-    "hunyuan_video.model.HunyuanVideo": JointFamily(DOUBLE_SINGLE),
+    "hunyuan_video.model.HunyuanVideo": JointFamily(DOUBLE_SINGLE, with_quotes, lay=lay_quotes),
     "ideogram4.model.Ideogram4Transformer2DModel": JointFamily(("layers",), side=1),
     "lens.model.LensTransformer2DModel": JointFamily(("transformer_blocks",), picture_first, side=1),
     "mage_flow.model.MageFlowTransformer2DModel": JointFamily(("transformer_blocks",)),
