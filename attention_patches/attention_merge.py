@@ -45,15 +45,46 @@ class StyleTexts:
             factors=[factors if factors is None else factors.to(device, dtype) for factors in self.factors])
 
 
-class MergedAttention:
-    """The two patches of one model call: the one puts all texts into one context, the other attends to each.
-
-    The host calls them in turn in every block, so that the first tells the second what the next attention reads.
+class StyleBlend:
+    """Attention to several texts, blended in the rows of each merge.
 
     Args:
         merges: rows of the batch and what they read; rows that do not overlap, in the order of the batch.
         batch: rows of the call.
         inner: an override found in the host's slot, called in place of the kernel.
+    """
+
+    def __init__(self, merges: Sequence[tuple[slice, StyleTexts]], batch: int, inner: Attention | None):
+        self.merges, self.batch, self.inner = merges, batch, inner
+        # rows of other conditionings carry the texts too, unread: one projection for all
+        self.texts = [expand_rows(text, rows, batch) for rows, styles in merges for text in styles.texts]
+
+    def shares_of(self, index: int, like: Tensor) -> Tensor:
+        """Shares of the styles of a merge at the layer that runs, [styles, tokens, 1], on the device of `like`."""
+        raise NotImplementedError
+
+    def blend(self, out: Tensor, attend: Callable[[int, slice], Tensor]) -> Tensor:
+        """All rows' attention, [batch, tokens, channels].
+
+        Args:
+            out: to the rows' own text; attend: of some rows to one of `texts`, by its number.
+        """
+        parts, done, first = [], 0, 0
+        for index, (rows, styles) in enumerate(self.merges):
+            merged = out[rows]
+            for number, share in enumerate(self.shares_of(index, merged), first):
+                merged = torch.lerp(merged, attend(number, rows), share)
+            parts += [out[done:rows.start], merged]
+            done, first = rows.stop, first + len(styles.texts)
+        return torch.cat([*parts, out[done:]])
+
+
+class MergedAttention(StyleBlend):
+    """The two patches of one model call: the one puts all texts into one context, the other attends to each.
+
+    The host calls them in turn in every block, so that the first tells the second what the next attention reads.
+
+    Args:
         edits: patches of other nodes before these, which may change the rows' own text.
         given: tokens of the rows' own text before them. Where they leave less, the text was made for them (NegPip lays
             keys and values of each word behind one another), and they read the texts of the styles as well.
@@ -61,12 +92,9 @@ class MergedAttention:
 
     def __init__(self, merges: Sequence[tuple[slice, StyleTexts]], batch: int, inner: Attention | None,
                  edits: Sequence[Patch] = (), given: int = 0):
-        self.merges, self.batch = merges, batch
-        self.inner = inner
+        super().__init__(merges, batch, inner)
         self.edits = [patch for patch in edits if not isinstance(patch, ScaleValues)]  # the rows' own
         self.given = given
-        # rows of other conditionings carry the texts too, unread: one projection for all
-        self.texts = [expand_rows(text, rows, batch) for rows, styles in merges for text in styles.texts]
         factors = [factor if factor is None else rearrange(expand_rows(factor, rows, batch), "b tokens -> b tokens 1")
                    for rows, styles in merges for factor in styles.factors]
         self.values = [text if factor is None else text * factor for text, factor in zip(self.texts, factors)]
@@ -145,16 +173,8 @@ class MergedAttention:
                 f"Cross-Attention Merge expected {expected[0]} picture and {expected[1]} text tokens in a layer, got "
                 f"{got[0]} and {got[1]}; remove the node that changes them inside the model.")
         keys, values = k.split(lengths, dim=1), v.split(lengths, dim=1)
-        out = attend(q, keys[0], values[0])
-        parts, done, first = [], 0, 1
-        for index, (rows, styles) in enumerate(self.merges):
-            merged, last = out[rows], first + len(styles.texts)
-            shares = self.shares_of(index, merged)
-            for key, value, share in zip(keys[first:last], values[first:last], shares):
-                merged = torch.lerp(merged, attend(q[rows], key[rows], value[rows]), share)
-            parts += [out[done:rows.start], merged]
-            done, first = rows.stop, last
-        return torch.cat([*parts, out[done:]])
+        return self.blend(attend(q, keys[0], values[0]), lambda number, rows: attend(
+            q[rows], keys[number + 1][rows], values[number + 1][rows]))
 
     def shares_of(self, index: int, like: Tensor) -> Tensor:
         """Shares of the styles of a merge at this layer, [styles, tokens, 1], on the device of `like`."""

@@ -181,17 +181,21 @@ def scaled_outputs(layers: Sequence[torch.nn.Module], factors: Tensor) -> Iterat
     """Scales what layers make of a text's tokens, [rows, tokens, channels], for as long as the context lasts.
 
     Args:
-        layers: those that make values of the text; factors: [rows, tokens].
+        layers: those that make values of the text; factors: [rows, tokens], of those that come first.
 
     Raises:
-        ValueError: on a text of other rows or tokens.
+        ValueError: on a text of other rows or fewer tokens.
     """
+    rows, tokens = factors.shape
+
     def scale(module: Any, args: Any, output: Tensor) -> Tensor:
-        if output.shape[:2] != factors.shape:
+        if len(output) != rows or output.shape[1] < tokens:
             raise ValueError(
                 f"{NODE} expected text of {tuple(factors.shape)} rows and tokens, got {tuple(output.shape[:2])}; "
                 f"remove the node that changes the text inside the model.")
-        return output * factors.to(output).unsqueeze(-1)
+        scaled = output[:, :tokens] * factors.to(output).unsqueeze(-1)
+        # a merge puts the texts of other styles behind the rows' own
+        return scaled if output.shape[1] == tokens else torch.cat([scaled, output[:, tokens:]], dim=1)
 
     with ExitStack() as stack:
         for layer in layers:

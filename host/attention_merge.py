@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from comfy.hooks import EnumHookType
 from comfy.utils import repeat_to_batch_size
 from torch import Tensor
@@ -16,7 +16,11 @@ from ..attention_patches.masks import StyleMasks
 from ..attention_patches.rows import check_part
 from ..attention_patches.values import extend_factors
 from ..samplers.masks import check_style_masks
+from .attention_merge_cross import CROSS_NAMES, merged_texts, place_in_video, prepare_texts, read_frame_masks
+from .attention_merge_joint import can_share, merged_sequence
 from .factors import SCALE_KEY, TokenScale, patch_model
+from .families.cross import find_cross
+from .families.joint import pad_text
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
     Call,
@@ -40,6 +44,8 @@ from .protocols import Patcher
 from .run import find_cell
 
 KEY = "mixology_attention_merge"
+FAMILIES = ("SD1.x, SD2.x, SDXL, SD3, AuraFlow, Flux, Flux.2, Chroma, Qwen-Image, Krea 2, Z-Image, Lumina 2, "
+            f"LongCat-Image, OmniGen2, {CROSS_NAMES}")
 PICTURE = "mixology_picture"  # height and width of the latent that a run samples
 
 
@@ -49,27 +55,31 @@ class Merge:
 
     Attributes:
         texts: [1 or images, tokens, width]; scales: the factors of their words, None where nothing is scaled.
+        fronts: tokens that a model puts in front of each; options: what the conditioning of each carries besides.
     """
 
     node: ClassVar[str] = "Cross-Attention Merge"
     texts: tuple[Tensor, ...]
     scales: tuple[TokenScale | None, ...]
     masks: StyleMasks
+    fronts: tuple[int, ...]
+    options: tuple[Mapping[str, Any], ...]
 
-    def read_at(self, place: Found, seen: tuple[int, int], images: tuple[int, list[int]], model_sampling: Any,
-                timestep: Tensor) -> StyleTexts:
+    def read_at(self, place: Found, x: Tensor, images: tuple[int, list[int]], model: Any, *, timestep: Tensor,
+                ) -> StyleTexts:
         """What the rows of one marked conditioning read at sigma `timestep`.
 
         Args:
-            seen: height and width of the latent in this call; images: of the whole batch, and which of them it holds.
+            x: the latent in this call; images: of the whole batch, and which of them it holds.
         """
         total, shown = images
-        texts = [text if len(text) == 1 else repeat_to_batch_size(text, total)[shown] for text in self.texts]
+        given = prepare_texts(model, self.texts, self.options, made=place.made, device=x.device)
+        texts = [text if len(text) == 1 else repeat_to_batch_size(text, total)[shown] for text in given]
         factors = [scale and extend_factors(
-            scale.factors_at(model_sampling, timestep, images, place.made), text.shape[1])
-            for scale, text in zip(self.scales, self.texts)]
+            scale.factors_at(model.model_sampling, timestep, images, place.made), text.shape[1], front)
+            for scale, text, front in zip(self.scales, texts, self.fronts)]
         area = place.cond.get("area")
-        return StyleTexts(texts, factors, self.masks, picture=seen, area=area and tuple(area))
+        return StyleTexts(texts, factors, self.masks, picture=(x.shape[-2], x.shape[-1]), area=area and tuple(area))
 
 
 def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[str, Any]) -> tuple[Any, list[Any]]:
@@ -85,23 +95,33 @@ def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[st
         ValueError: for another model family, masks that do not fit, a conditioning that is not one text or
             is merged already, a first one that was zeroed out, or texts of unequal width.
     """
-    if not is_unet(model.model):
+    if not (is_unet(model.model) or can_share(model.model) or find_cross(model.model) is not None):
         raise ValueError(
-            f"Cross-Attention Merge expected an SD1.x, SD2.x or SDXL model, got {family_name(model.model)}; use the "
-            f"Epsilon Merge Guider, which takes any model.")
-    masks = check_style_masks(masks, len(conditionings))
+            f"Cross-Attention Merge expected a model of {FAMILIES}, got {family_name(model.model)}; use the Epsilon "
+            f"Merge Guider, which takes any model.")
+    shared, painted = share_masks(model, masks, len(conditionings))
     check_prompts(conditionings)
     first, *others = (conditioning[0] for conditioning in conditionings.values())
     model = read_merges(patch_model(model) if read_mark(first[1], SCALE_KEY) is not None else model)
-    painted = masks.flatten(1).any(1).tolist()
     styles = [style for style, is_painted in zip(others, painted[1:]) if is_painted]
     if not styles:
         return model, [first]
-    texts, scales = zip(*((text, read_mark(options, SCALE_KEY)) for text, options in styles))
-    merge = Merge(texts, scales, StyleMasks(masks[[True, *painted[1:]]].cpu()))
+    texts, options = zip(*styles)
+    texts, fronts = zip(*(pad_text(model.model, text) for text in texts))
+    merge = Merge(texts, tuple(read_mark(given, SCALE_KEY) for given in options), shared, fronts, options)
     keep_text(model, KEY, merge, first[0])
     warn_of_unwired(merge.node)
     return model, mark_conditioning([first], KEY, merge)
+
+
+def share_masks(model: Patcher, masks: Tensor, styles: int) -> tuple[StyleMasks, list[bool]]:
+    """Masks of the styles that are painted and of the first, and which are; with masks for every frame all count."""
+    frames = read_frame_masks(model.model, masks, styles)
+    if frames is not None:
+        return frames, [True] * styles
+    masks = check_style_masks(masks, styles)
+    painted = masks.flatten(1).any(1).tolist()
+    return StyleMasks(masks[[True, *painted[1:]]].cpu()), painted
 
 
 def check_prompts(conditionings: Mapping[str, Any]) -> None:
@@ -172,8 +192,11 @@ def assign_styles(executor: Callable[..., Any], model: Any, conds: list[Any], x:
     if any(scale is not None for one in found for scale in one.mark.scales):
         note_read(model_options, SCALE_KEY)
     images = find_images(x, model_options)
-    rows = {one.row: one.mark.read_at(
-        one, seen, images, model_sampling=model.model_sampling, timestep=timestep) for one in found}
+    rows = {one.row: one.mark.read_at(one, x, images, model, timestep=timestep) for one in found}
+    family = find_cross(model)
+    if family is not None:
+        rows = {one.row: place_in_video(
+            model, family, rows[one.row], one, x=x, model_options=model_options) for one in found}
     return call_with(executor, model, conds, x, timestep=timestep, model_options=model_options, key=KEY,
                      call=Call(found, rows, len(x)))
 
@@ -186,20 +209,31 @@ def apply_styles(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_cr
         ValueError: if another node replaces text attention, which would attend to all texts at once, changed the batch,
             or hands the model parts of the picture.
     """
-    options = watch_regions(transformer_options or {}, KEY, len(x), Merge.node)
+    model, options = executor.class_obj, transformer_options or {}
+    family = find_cross(model)
+    if family is None:
+        options = watch_regions(options, KEY, len(x), Merge.node)
     found: list[StyleTexts | None] = find_rows(options, KEY, len(x), Merge.node)
     options = leave_out(options, KEY, PICTURE)
+    within: AbstractContextManager[Any] = nullcontext(options)
     if found:
-        options = merge_attention(executor.class_obj, options, found, x, tokens=c_crossattn.shape[1])
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        merges = place_styles(model, found, x)
+        if family is not None:
+            within = merged_texts(model, family, options, merges, x=x)
+        elif is_unet(model):
+            within = nullcontext(merge_attention(model, options, merges, len(x), tokens=c_crossattn.shape[1]))
+        else:
+            within = merged_sequence(model, merges, len(x))
+    with within as changed:
+        return executor(x, t, c_concat, c_crossattn, control, changed or options, **kwargs)
 
 
-def merge_attention(model: Any, options: dict[str, Any], found: Sequence[StyleTexts | None], x: Tensor, *,
+def merge_attention(model: Any, options: dict[str, Any], merges: Sequence[tuple[slice, StyleTexts]], rows: int, *,
                     tokens: int) -> dict[str, Any]:
-    """A copy of `transformer_options` with the text attention of this call merged.
+    """A copy of `transformer_options` with the text attention of this call to a UNet merged.
 
     Args:
-        found: of each chunk of the call, in order; x: its latent; tokens: of its text.
+        merges: rows of the call and what they read; rows: of the call; tokens: of its text.
     """
     slots = ("attn1", "attn2") if reads_text_twice(model) else ("attn2",)
     if any(options.get("patches_replace", {}).get(slot) for slot in slots):
@@ -209,23 +243,20 @@ def merge_attention(model: Any, options: dict[str, Any], found: Sequence[StyleTe
     patches = options.get("patches", {})
     # after those of other nodes, which may change the rows' own text
     listed = patches.get("attn2_patch", [])
-    merges = place_styles(found, x, model.get_dtype_inference(), find_cell(model))
-    merged = MergedAttention(merges, len(x), options.get(OVERRIDE), edits=listed, given=tokens)
+    merged = MergedAttention(merges, rows, options.get(OVERRIDE), edits=listed, given=tokens)
     own = {"attn2_patch": [*listed, merged.join_texts]}
     if "attn1" in slots:
         own["attn1_patch"] = [merged.note_text, *patches.get("attn1_patch", []), merged.join_noted_text]
     return {**options, "patches": {**patches, **own}, OVERRIDE: merged.attend_each}
 
 
-def place_styles(found: Sequence[StyleTexts | None], x: Tensor, dtype: torch.dtype, cell: int | None,
-                 ) -> list[tuple[slice, StyleTexts]]:
+def place_styles(model: Any, found: Sequence[Any], x: Tensor) -> list[tuple[slice, Any]]:
     """The rows of a call with styles, and the styles on its device.
 
     Args:
-        found: of each chunk of the call, in order; x: its latent, [rows, channels, height, width]; cell: see
-            `find_cell`.
+        found: of each chunk of the call, in order; x: its latent, [rows, channels, (frames,) height, width].
     """
-    share, merges = len(x) // len(found), []
+    share, merges, dtype, cell = len(x) // len(found), [], model.get_dtype_inference(), find_cell(model)
     for index, styles in enumerate(found):
         if styles is not None:
             check_part((x.shape[-2], x.shape[-1]), styles.picture, styles.area, node=Merge.node, cell=cell)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..attention_patches.sequence import watch_blocks
 from ..attention_patches.values import ScaledSequence, extend_factors, join_factors, make_value_patch, scaled_outputs
 from .families.cross import find_cross
-from .families.joint import LLAMA, find_joint, pads_in_front
+from .families.joint import LLAMA, LLAMA_OPTION, find_joint, pads_in_front
 from .families.transformers import SUPPORTED
 from .families.unet import is_unet, reads_text_twice
 from .marks import (
@@ -47,17 +47,18 @@ class TokenScale:
     Attributes:
         factors: [values, tokens]; one row for every image of the batch, or one for all.
         start_percent, end_percent: on the model's own time axis, 0 at pure noise.
-        second: how many of the tokens, at the end, are those of the model's second text (HiDream's Llama).
+        others: factors [values, tokens] for other texts that the model reads, by the option of the conditioning that
+            holds them.
     """
 
     node: ClassVar[str] = "Token Attention Scale"
     factors: Tensor
     start_percent: float
     end_percent: float
-    second: int = 0
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def factors_at(self, model_sampling: Any, timestep: Tensor, images: tuple[int, list[int]], made: dict[Any, Any],
-                   ) -> Tensor:
+                   option: str | None = None) -> Tensor:
         """Factors [1 or images, tokens] at sigma `timestep` [B]: ones outside the window, whose ends belong to it.
 
         Whether sigma is inside is left to the device, which is never waited for.
@@ -65,16 +66,18 @@ class TokenScale:
         Args:
             images: size of the whole batch, and which of its images the model sees.
             made: what this run has computed before.
+            option: whose of `others`; the text's own without it.
 
         Raises:
             ValueError: if a phrase has another number of values than the batch has images.
         """
         total, shown = images
-        if len(self.factors) not in (1, total):
+        factors = self.factors if option is None else self.others[option]
+        if len(factors) not in (1, total):
             raise ValueError(
-                f"Token Attention Scale got {len(self.factors)} values for a phrase and {total} images; give one "
+                f"Token Attention Scale got {len(factors)} values for a phrase and {total} images; give one "
                 f"value, or one for each image of the batch.")
-        factors = self.factors if len(self.factors) == 1 else self.factors[shown]
+        factors = factors if len(factors) == 1 else factors[shown]
         window = self.start_percent, self.end_percent
         if window == (0.0, 1.0):
             return factors
@@ -113,26 +116,29 @@ def assign_factors(executor: Callable[..., Any], model: Any, conds: list[Any], x
     images = find_images(x, model_options)
     rows = {}
     for one in found:
-        factors = one.mark.factors_at(model.model_sampling, timestep, images, one.made)
-        rows[one.row] = place_factors(factors, one, model)
+        given = {option: one.mark.factors_at(model.model_sampling, timestep, images, one.made, option=option)
+                 for option in (None, *one.mark.others)}
+        rows[one.row] = place_factors(given, one, model)
     return call_with(executor, model, conds, x, timestep=timestep, model_options=model_options, key=SCALE_KEY,
                      call=Call(found, rows, len(x)))
 
 
-def place_factors(factors: Tensor, one: Found, model: Any) -> Tensor:
-    """Factors of a mark, [values, tokens], for all the tokens that the model's attention reads of its prompt.
+def place_factors(given: Mapping[str | None, Tensor], one: Found, model: Any) -> Tensor:
+    """Factors of a mark for all the tokens that the model's attention reads of its prompt, [values, tokens].
+
+    Args:
+        given: [values, tokens] of the text, and of others by the option of the conditioning that holds them.
 
     Raises:
         ValueError: if the conditioning has become shorter.
     """
     cross, llama = find_cross(model), one.cond["model_conds"].get(LLAMA)
     read = one.read if cross is None else max(one.read, cross.context)
-    words, more = factors.split([factors.shape[1] - one.mark.second, one.mark.second], dim=1)
-    words = extend_factors(words, read, max(0, one.read - one.own) if pads_in_front(model) else 0)
+    words = extend_factors(given[None], read, max(0, one.read - one.own) if pads_in_front(model) else 0)
     if llama is None:
         return words
-    more = extend_factors(more, llama.cond.shape[-2])
-    return torch.cat([words, more, more], dim=1)
+    second = extend_factors(given.get(LLAMA_OPTION, words[:, :0]), llama.cond.shape[-2])
+    return torch.cat([words, second, second], dim=1)
 
 
 def count_text(model: Any, given: Mapping[str, Any]) -> int:

@@ -285,9 +285,14 @@ def note_read(model_options: dict[str, Any], key: str) -> None:
 
 def find_images(x: Tensor, model_options: dict[str, Any]) -> tuple[int, list[int]]:
     """Images of the whole batch, and which of them `x` holds: the host may show the model a window of them."""
+    return find_shown(x, model_options, 0) if len(x) > 1 else (1, [0])
+
+
+def find_shown(x: Tensor, model_options: dict[str, Any], dim: int) -> tuple[int, list[int]]:
+    """As `find_images`, of what an axis of the latent counts: images, or a video's frames."""
     window = model_options.get("transformer_options", {}).get("context_window")
-    if window is None or getattr(window, "dim", None) != 0 or len(x) == 1:
-        return len(x), list(range(len(x)))
+    if window is None or getattr(window, "dim", None) != dim:
+        return x.shape[dim], list(range(x.shape[dim]))
     before = getattr(window, "causal_anchor_index", None)
     shown = [*([] if before is None or before < 0 else [before]), *window.index_list]
     for kept in getattr(model_options.get("context_handler"), "latent_retain_index_list", ()):

@@ -1,20 +1,26 @@
 """MagicMix's token attention scale in the host: a text whose words carry factors, and a model that reads them."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from .factors import SCALE_KEY, TokenScale, patch_model
-from .marks import keep_text, mark_conditioning, warn_of_unwired
+from .families.encoders import count_rows
+from .marks import keep_text, mark_conditioning, read_mark, warn_of_unwired
+from .prompts import check_same, read_prompt, take_entry
 from .protocols import Patcher
-from .words import parse_scales, place_scales
+from .words import Scale, parse_scales, place_scales
 
 
 def scale_tokens(model: Patcher, clip: Any, text: str, scales: str, start_percent: float, end_percent: float,
-                 ) -> tuple[Any, list[Any]]:
+                 conditioning: list[Any] | None = None) -> tuple[Any, list[Any]]:
     """The model that reads factors, and the text as CLIPTextEncode encodes it, with the factors of its phrases.
 
     Args:
         scales: lines `phrase = s` or `phrase = [s, s, ...]`, the latter one s for each image of the batch.
+        conditioning: the text as another node encoded it, which gets the factors in place of one that is made here.
 
     Raises:
         ValueError: for a model, text encoder, line or phrase that cannot be used, or a window that ends before it
@@ -32,12 +38,42 @@ def scale_tokens(model: Patcher, clip: Any, text: str, scales: str, start_percen
         raise ValueError(
             "Token Attention Scale expected a text encoder, got none; use a checkpoint that holds one, or Load CLIP.")
     lines = parse_scales(scales)
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    factors = place_scales(clip, text, lines, conditioning[0][0].shape[1])
+    prompt = encode(clip, text) if conditioning is None else conditioning
+    factors = find_factors(clip, text, lines, prompt, elsewhere=conditioning is not None)
     model = patch_model(model)
-    if bool((factors != 1.0).any()):
-        mark = TokenScale(factors, start_percent, end_percent)
-        conditioning = mark_conditioning(conditioning, SCALE_KEY, mark)
-        keep_text(model, SCALE_KEY, mark, conditioning[0][0])
+    if any(bool((rows != 1.0).any()) for rows in factors.values()):
+        first, *others = factors
+        mark = TokenScale(factors[first], start_percent, end_percent, {name: factors[name] for name in others})
+        prompt = mark_conditioning(prompt, SCALE_KEY, mark)
+        keep_text(model, SCALE_KEY, mark, prompt[0][0])
         warn_of_unwired(mark.node)
-    return model, conditioning
+    return model, prompt
+
+
+def encode(clip: Any, text: str) -> list[Any]:
+    """A text as CLIPTextEncode encodes it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def find_factors(clip: Any, text: str, lines: Sequence[Scale], conditioning: list[Any], elsewhere: bool,
+                 ) -> dict[str, Tensor]:
+    """Factors for the rows of a conditioning; see `place_scales`. None where nothing is to be scaled.
+
+    Args:
+        elsewhere: another node made it, so that it is held against the text.
+
+    Raises:
+        ValueError: if it has several entries, has scales already, or is not that of the text.
+    """
+    rows, options = take_entry(conditioning) if elsewhere else conditioning[0]
+    if elsewhere and read_mark(options, SCALE_KEY) is not None:
+        raise ValueError(
+            "Token Attention Scale expected a conditioning without scales, got one that has some; write all lines into "
+            "one node.")
+    if not lines:
+        return {}
+    readings = read_prompt(clip, text, count_rows(rows, options), elsewhere)
+    factors = place_scales(readings, lines)
+    if elsewhere and not any(reading.after_pictures for reading in readings):
+        check_same((rows, options), encode(clip, text)[0], readings)
+    return factors

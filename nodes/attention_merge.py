@@ -25,7 +25,9 @@ class AttentionMerge(io.ComfyNode):
                 "attention is shared out by masks. Keeps the picture more of a piece than merging predictions."),
             search_aliases=search_words("MixologyAttentionMerge"),
             inputs=[
-                io.Model.Input("model", tooltip="The model that will read these prompts: SD1.x, SD2.x or SDXL."),
+                io.Model.Input("model", tooltip=(
+                    "The model that will read these prompts: SD1.x, SD2.x, SDXL, SD3, AuraFlow, Flux, Flux.2, Chroma, "
+                    "Qwen-Image, Krea 2, Z-Image, Lumina 2, LongCat-Image or OmniGen2.")),
                 io.Mask.Input("masks", tooltip=(
                     "One mask per prompt, from Gradient Masks or from painted masks joined by Batch Masks. With one "
                     "mask less, the last prompt takes the rest; where no mask is painted, the first fills in.")),

@@ -24,7 +24,9 @@ class TokenScale(io.ComfyNode):
             search_aliases=search_words("MixologyTokenScale"),
             inputs=[
                 io.Model.Input("model", tooltip=(
-                    "The model that will read this prompt: SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image.")),
+                    "The model that will read this prompt: SD1.x to SDXL, SD3, Flux, Flux.2, Chroma, Qwen-Image, "
+                    "Z-Image, Lumina 2, Krea 2, HiDream, OmniGen2, AuraFlow, LongCat-Image, Anima, Cosmos, Wan, "
+                    "LTX-Video, HunyuanVideo and HunyuanImage.")),
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
                 io.String.Input("text", default="", multiline=True, dynamic_prompts=True, tooltip=(
                     "The prompt, encoded as CLIP Text Encode does; (word:1.2) and embeddings work as there.")),
@@ -36,6 +38,9 @@ class TokenScale(io.ComfyNode):
                     "When the scaling starts: 0 is pure noise, 1 the end.")),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=(
                     "When the scaling ends: 1 is the end. Shapes are settled early, textures late.")),
+                io.Conditioning.Input("conditioning", optional=True, tooltip=(
+                    "The same text as another node encoded it (with pictures for an edit model, or with references): "
+                    "this one gets the scales, and keeps all else. Without it the node encodes the text itself.")),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model that heeds the scales. Sample with this one."),
@@ -51,6 +56,7 @@ class TokenScale(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, model: Any, clip: Any, text: str, scales: str, start_percent: float, end_percent: float,
-                ) -> io.NodeOutput:
+                conditioning: Any = None) -> io.NodeOutput:
         return io.NodeOutput(*scale_tokens(
-            model=model, clip=clip, text=text, scales=scales, start_percent=start_percent, end_percent=end_percent))
+            model=model, clip=clip, text=text, scales=scales, start_percent=start_percent, end_percent=end_percent,
+            conditioning=conditioning))

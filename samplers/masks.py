@@ -72,19 +72,19 @@ def normalise_masks(masks: torch.Tensor) -> torch.Tensor:
 
 
 def resize_area(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Masks [N, H, W] at another size, [N, height, width]: the mean over each cell's area, at any ratio."""
-    rows = make_resize_matrix(masks.shape[1], height).to(masks)
-    return rows @ masks @ make_resize_matrix(masks.shape[2], width).to(masks).T
+    """Masks [N, (frames,) H, W] at another size, [..., height, width]: the mean over each cell's area, at any ratio."""
+    rows = make_resize_matrix(masks.shape[-2], height).to(masks)
+    return rows @ masks @ make_resize_matrix(masks.shape[-1], width).to(masks).T
 
 
 def resize_masks(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Masks at a latent's or a layer's size: the mean over each cell's area, at any ratio, then normalised.
 
     Args:
-        masks: [N, H, W], none negative.
+        masks: [N, (frames,) H, W], none negative.
 
     Returns:
-        [N, height, width] in float32, summing to 1; where all are zero the first style fills in.
+        [N, (frames,) height, width] in float32, summing to 1; where all are zero the first style fills in.
     """
     return normalise_masks(resize_area(masks, height, width))
 

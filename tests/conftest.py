@@ -132,6 +132,14 @@ def loaded_pack() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def loaded(loaded_pack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every node class of the host and of the pack by id, and their names."""
+    from graph import load_definitions
+
+    return load_definitions()
+
+
+@pytest.fixture(scope="session")
 def server() -> Iterator[Any]:
     """A real ComfyUI server with the pack."""
     import environment

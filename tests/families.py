@@ -1,21 +1,15 @@
-"""Tiny models with random weights of the host's diffusion families, texts that fit them, and their text encoders."""
+"""Tiny models with random weights of the host's diffusion families, and texts that fit them."""
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import comfy.sd
 import tiny
 import torch
-from comfy import model_base, sd1_clip, sdxl_clip, supported_models
-from comfy.supported_models_base import ClipTarget
-from comfy.text_encoders import flux as flux_text
-from comfy.text_encoders import qwen_image, sd2_clip, sd3_clip
+from comfy import model_base, supported_models
 from families_modern import MODERN as MODERN
 from families_modern import UNET
 from families_modern import missing as missing
 from family import POOLED, WIDTH, Family, raise_norms
-from safetensors.torch import save_file
 
 SDXL_SIZES = 6 * 256  # what SDXL appends to the pooled text: three pairs of sizes, embedded
 
@@ -142,70 +136,3 @@ PECULIAR = {
     "klein": Family(klein, True, 128, False, patch=1, size=(5, 4), least=512),
     "upscaler": Family(upscaler, False, 4, False),
 }
-
-
-# --------------------------------------------------------------------------------------------------- text encoders
-
-ENCODERS: dict[str, tuple[Any, Any]] = {
-    "sd1": (sd1_clip.SD1Tokenizer, sd1_clip.SD1ClipModel),
-    "sd2": (sd2_clip.SD2Tokenizer, sd2_clip.SD2ClipModel),
-    "sdxl": (sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel),
-    "sd3": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip()),
-    "sd3_clip": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(t5=False)),
-    "sd3_g": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_l=False, t5=False)),
-    "sd3_l_t5": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_g=False)),
-    "sd3_t5": (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(clip_l=False, clip_g=False)),
-    "flux": (flux_text.FluxTokenizer, flux_text.FluxClipModel),
-    "qwen": (qwen_image.QwenImageTokenizer, qwen_image.QwenImageTEModel),
-}
-REAL_WIDTHS = {"l": 768, "g": 1280, "h": 1024, "t5": 4096}
-SPREAD = 32  # columns of a token's embedding that are not 0
-
-
-def text_encoder(name: str, embeddings: str | None = None) -> Any:
-    """A CLIP of the family's real classes in which every token changes its own position most.
-
-    Args:
-        embeddings: a folder of textual inversions; with one, the encoder has its real widths.
-    """
-    width = {key: real if embeddings else 32 for key, real in REAL_WIDTHS.items()}
-    if name in ("sd3", "sd3_l_t5"):
-        width["t5"] = 4096  # to which the host pads CLIP's channels
-    clips: dict[str, Any] = {f"clip_{part}_model_config": {
-        "hidden_size": width[part], "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3,
-    } for part in "lgh"}
-    clip = comfy.sd.CLIP(ClipTarget(*ENCODERS[name]), embedding_directory=embeddings, model_options={
-        "dtype": torch.float16, **clips,
-        "t5xxl_model_config": {"d_model": width["t5"], "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1},
-        "qwen25_7b_model_config": {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
-                                   "num_key_value_heads": 1, "num_hidden_layers": 1}})
-    fill_text(clip.cond_stage_model)
-    return clip
-
-
-def fill_text(encoder: torch.nn.Module) -> None:
-    """Random weights, small where other positions come in; nothing touches Qwen's vision tower."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if ".visual." in name or parameter.ndim == 0:
-                continue
-            part = parameter[:, :SPREAD] if len(parameter) > 10000 else parameter
-            mixes = name.endswith(("out_proj.weight", "SelfAttention.o.weight", "o_proj.weight"))
-            scale = 1e-3 * part[0].numel() ** -0.5 if mixes else 1.0 if part is not parameter else 0.1
-            parameter.zero_()
-            part.copy_(torch.randn(part.shape, generator=generator) * scale)
-            if parameter.ndim == 1 and name.endswith("weight"):
-                parameter += 1.0
-
-
-def save_embeddings(folder: Path) -> None:
-    """Textual inversions: of SD1 (3 and 12 vectors), of SDXL (2 and 4 for its encoders), of SD2, and one for T5."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parts in {"three": {"emb_params": (3, 768)}, "twelve": {"emb_params": (12, 768)},
-                        "both-xl": {"clip_l": (2, 768), "clip_g": (4, 1280)}, "wide": {"emb_params": (2, 1024)},
-                        "t5": {"t5xxl": (2, 4096)}}.items():
-        tensors = {key: torch.zeros(shape) for key, shape in parts.items()}
-        for tensor in tensors.values():
-            tensor[:, :SPREAD] = torch.randn(len(tensor), SPREAD, generator=generator)
-        save_file(tensors, folder / f"{name}.safetensors")

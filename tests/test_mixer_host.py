@@ -10,7 +10,8 @@ import nodes as core
 import pytest
 import tiny
 import torch
-from families import flux, text_encoder
+from encoders import text_encoder
+from families import flux
 from mixer_rig import bare_text, load_text, load_two_texts, text_state, vision
 from mixology.host.mixer import make_conditioning, mix_image, mix_text
 from mixology.nodes.mixer import MixerConditioning, MixerImage, MixerText

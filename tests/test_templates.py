@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 from blueprints import BLUEPRINTS, FOLDER, render
-from graph import load_definitions
 from PIL import Image
+from template_rig import describe
 from templates import build
-from titles import ALL, DEMO, DEMOS, TITLES, WORKFLOWS, template_path
+from titles import ALL, DEMO, DEMOS, MODERN, TITLES, WORKFLOWS, template_path, title
 from workflow import convert
 
 SAVED = Path(__file__).resolve().parent / "saved"  # templates of earlier versions, as people keep them
-LOADERS = {"CheckpointLoaderSimple", "LoraLoader", "CLIPLoader", "CLIPVisionLoader", "VAELoader", "UNETLoader"}
+LOADERS = {"CheckpointLoaderSimple", "LoraLoader", "CLIPLoader", "CLIPVisionLoader", "VAELoader", "UNETLoader",
+           "DualCLIPLoader"}
+FOLDERS = {"CheckpointLoaderSimple": "checkpoints", "LoraLoader": "loras", "CLIPVisionLoader": "clip_vision",
+           "VAELoader": "vae", "UNETLoader": "diffusion_models"}
 TECHNIQUES = {"MagicMix", "Token Scale", "Dual Style", "Cocktail", "MagicFusion", "Image Mixer"}
-
-
-@pytest.fixture(scope="module")
-def loaded(loaded_pack: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    return load_definitions()
 
 
 def read(name: str) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def test_what_is_committed_is_what_is_made(name: str, loaded: Any) -> None:
 def test_titles_begin_with_their_technique_and_each_has_one_without_files() -> None:
     assert {title.split(" - ")[0] for title in TITLES.values()} == TECHNIQUES
     assert {TITLES[name].split(" - ")[0] for name in DEMOS} == TECHNIQUES
-    assert all(re.fullmatch(r"[A-Za-z ,()-]+", template_path(name).stem) for name in ALL), "addresses and file systems"
+    assert all(re.fullmatch(r"[A-Za-z0-9 ,()-]+", template_path(name).stem) for name in ALL), "for file systems"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -51,10 +49,11 @@ def test_files_can_be_downloaded_or_none_is_needed(name: str) -> None:
         if name.endswith(DEMO):
             assert node["type"] not in {*LOADERS, "LoadImage"} and not listed
         elif node["type"] in LOADERS:
-            file, = listed
-            assert file["name"] == node["widgets_values"][0]
-            assert file["url"].startswith("https://huggingface.co/") and "/resolve/" in file["url"]
-            assert file["directory"] in {"checkpoints", "loras", "text_encoders", "clip_vision"}
+            assert [file["name"] for file in listed] == node["widgets_values"][:2 if "Dual" in node["type"] else 1]
+            for file in listed:
+                assert file["url"].startswith("https://huggingface.co/") and "/resolve/" in file["url"]
+                assert name not in MODERN or file["url"].endswith(f"/{file['name']}")
+                assert file["directory"] == FOLDERS.get(node["type"], "text_encoders")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -93,11 +92,6 @@ def test_workflows_of_earlier_templates_still_load(path: Path, loaded: Any) -> N
             assert {key.split(".")[0] for key in node["inputs"]} <= known, node
 
 
-def describe(kind: str, node: Any) -> dict[str, Any]:
-    """A node's definition as far as the conversion of a saved workflow asks."""
-    return {"input": node.INPUT_TYPES(), "display_name": kind}
-
-
 @pytest.mark.parametrize("name", BLUEPRINTS)
 def test_blueprints_are_made_by_the_tool(name: str, loaded: Any) -> None:
     committed = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
@@ -116,3 +110,14 @@ def test_every_help_page_shows_a_picture_and_names_a_template() -> None:
         assert picture and (page.parent.parent / picture.group(1)).exists(), f"{page.name}: no picture"
         template = re.search(r"^Template: \*([^*]+)\*", text, re.MULTILINE)
         assert template and (WORKFLOWS / f"{template.group(1)}.json").exists(), f"{page.name}: no template"
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_a_template_for_one_family_is_named_where_people_look(name: str) -> None:
+    """In README, and on the help pages, in both languages, of its nodes."""
+    listed = f"*{title(name)}*"
+    assert listed in (WORKFLOWS.parent / "README.md").read_text(encoding="utf-8")
+    kinds = {node["type"] for node in read(name)["nodes"] if node["type"].startswith("Mixology")}
+    for kind in kinds:
+        for page in (f"{kind}.md", f"{kind}/zh.md"):
+            assert listed in (WORKFLOWS.parent / "web" / "docs" / page).read_text(encoding="utf-8"), page

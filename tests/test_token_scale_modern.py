@@ -36,8 +36,10 @@ def draw_factors(name: str) -> torch.Tensor:
 
 
 def mark(name: str, conditioning: list[Any], factors: torch.Tensor) -> list[Any]:
-    return mark_conditioning(conditioning, SCALE_KEY, TokenScale(
-        factors, 0.0, 1.0, second=SECOND if name == "hidream" else 0))
+    others = {}
+    if name == "hidream":
+        factors, others["conditioning_llama3"] = factors.split([factors.shape[1] - SECOND, SECOND], dim=1)
+    return mark_conditioning(conditioning, SCALE_KEY, TokenScale(factors, 0.0, 1.0, others))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from comfy.text_encoders.flux import KleinTokenizer, KleinTokenizer8B
-from comfy.text_encoders.hidream import HiDreamTokenizer
-from comfy.text_encoders.longcat_image import LongCatImageTokenizer
+from comfy.text_encoders.sa_t5 import SAT5Tokenizer
 from comfy.text_encoders.z_image import ZImageTokenizer
+from mixology.host.families.encoders import TEXT
+from mixology.host.prompts import read_prompt
 from mixology.host.token_scale import scale_tokens
-from mixology.host.words import Part, list_words, parse_scales, place_scales, read_prompt
+from mixology.host.words import Part, list_words, parse_scales, place_scales
 
 TEMPLATED = {name: functools.cache(kind) for name, kind in (
     ("klein", KleinTokenizer), ("klein-8b", KleinTokenizer8B), ("z-image", ZImageTokenizer))}
@@ -31,6 +32,11 @@ def clip_of(tokenizer: Any) -> Any:
     return SimpleNamespace(tokenizer=tokenizer, cond_stage_model=None, tokenize=tokenizer.tokenize_with_weights)
 
 
+def factors_of(tokenizer: Any, text: str, scales: list[Any]) -> torch.Tensor:
+    rows = {TEXT: len(tokens_of(tokenizer, text))}
+    return place_scales(read_prompt(clip_of(tokenizer), text, rows), scales)[TEXT]
+
+
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
     chunks, = tokenizer.tokenize_with_weights(text).values()
     return [token for chunk in chunks for token, _ in chunk]
@@ -41,7 +47,7 @@ def tokens_of(tokenizer: Any, text: str) -> list[int]:
 def test_words_of_the_prompt_are_found_and_no_others(name: str, text: str, phrase: str, found: str) -> None:
     tokenizer = TEMPLATED[name]()
     own = tokens_of(tokenizer, text)
-    factors = place_scales(clip_of(tokenizer), text, [(phrase, [0.5])], len(own))[0]
+    factors = factors_of(tokenizer, text, [(phrase, [0.5])])[0]
     places = (factors == 0.5).nonzero().flatten().tolist()
     assert "".join(tokenizer.decode([own[place]]) for place in places) == found
     assert min(places) > own.index(tokens_of(tokenizer, "")[1]), "the template's own `user` is no word"
@@ -54,7 +60,7 @@ def test_words_of_the_template_are_no_words(name: str, phrase: str) -> None:
     for text in ("a red cat", ""):
         words = "a, red, cat" if text else "none"
         with pytest.raises(ValueError, match=f"finds no '{phrase}' in the prompt; .* sees them: {words}.$"):
-            place_scales(clip_of(tokenizer), text, [(phrase, [0.5])], len(tokens_of(tokenizer, text)))
+            factors_of(tokenizer, text, [(phrase, [0.5])])
 
 
 def test_a_template_that_is_not_found_is_refused() -> None:
@@ -62,16 +68,18 @@ def test_a_template_that_is_not_found_is_refused() -> None:
     clip = clip_of(tokenizer)
     clip.tokenize = lambda text, **options: tokenizer.tokenize_with_weights(text, llama_template="{} or so", **options)
     with pytest.raises(ValueError, match="expected to find the prompt in the text encoder's template, got another"):
-        read_prompt(clip, "a red cat", 512)
+        read_prompt(clip, "a red cat", {TEXT: 512})
 
 
-def test_right_encoders_are_not_told_to_be_others() -> None:
-    """Of four parts; without word ids."""
-    with pytest.raises(ValueError, match="expected a text encoder of SD1.x, SD2.x, SDXL, SD3, Flux or Qwen-Image, got "
-                                         "that of HiDream, whose words it cannot place; encode with CLIP Text Encode"):
-        read_prompt(clip_of(HiDreamTokenizer()), "a red cat", 512)
-    with pytest.raises(ValueError, match="got that of LongCat-Image, which does not; encode with CLIP Text Encode"):
-        read_prompt(clip_of(LongCatImageTokenizer()), "a red cat", 512)
+def test_encoders_that_are_not_known_are_named() -> None:
+    """One that reads sounds; one without word ids."""
+    with pytest.raises(ValueError, match="expected a text encoder of SD1.x to SDXL, SD3, Flux, .* or HunyuanImage, "
+                                         "got that of Stable Audio, whose words it cannot place; encode with CLIP"):
+        read_prompt(clip_of(SAT5Tokenizer()), "a red cat", {TEXT: 128})
+    clip = clip_of(TEMPLATED["klein"]())
+    clip.tokenize = lambda text, **options: {"qwen3_4b": [[(5, 1.0)]]}
+    with pytest.raises(ValueError, match="got that of Flux.2 Klein, which does not; encode with CLIP Text Encode"):
+        read_prompt(clip, "a red cat", {TEXT: 512})
 
 
 # --------------------------------------------------------------------------------------------------- messages
@@ -88,7 +96,7 @@ def test_every_quoted_text_can_be_logged(monkeypatch: pytest.MonkeyPatch, letter
     tokenizer = TEMPLATED["klein"]()
     text = f"a {MOON} cat " + " ".join(f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300))
     with pytest.raises(ValueError, match="^Token Attention Scale ") as caught:
-        place_scales(clip_of(tokenizer), text, parse_scales(line.format(letters)), len(tokens_of(tokenizer, text)))
+        factors_of(tokenizer, text, parse_scales(line.format(letters)))
     str(caught.value).encode("cp1252")
     assert len(str(caught.value)) < 900 and "\n" not in str(caught.value)
 

@@ -9,11 +9,14 @@ import pytest
 import tiny
 import torch
 from comfy.text_encoders.hydit import HyditBertTokenizer
-from families import ENCODERS, save_embeddings, text_encoder
+from encoders import ENCODERS, save_embeddings, text_encoder
 from mixology.host.factors import SCALE_KEY
+from mixology.host.families.encoders import TEXT
 from mixology.host.marks import read_mark
+from mixology.host.prompts import read_prompt
+from mixology.host.spelling import spell_tokens
 from mixology.host.token_scale import scale_tokens
-from mixology.host.words import parse_scales, place_scales, read_prompt, spell_tokens
+from mixology.host.words import parse_scales, place_scales
 from torch import Tensor
 
 PROMPT = "a photo of a red platypus in the snow"
@@ -46,10 +49,15 @@ def encode(clip: Any, text: str) -> Tensor:
     return core.CLIPTextEncode().encode(clip, text)[0][0][0][0]
 
 
+def factors_of(clip: Any, text: str, scales: list[Any], tokens: int) -> Tensor:
+    """[values, tokens] for a conditioning of so many."""
+    return place_scales(read_prompt(clip, text, {TEXT: tokens}), scales)[TEXT]
+
+
 def places_of(clip: Any, text: str, phrase: str) -> list[int]:
     """Positions that a phrase has in a conditioning."""
     tokens = len(encode(clip, text))
-    factors = place_scales(clip, text, [(phrase, [0.5])], tokens)
+    factors = factors_of(clip, text, [(phrase, [0.5])], tokens)
     assert factors.shape == (1, tokens) and bool(((factors == 1.0) | (factors == 0.5)).all())
     return (factors[0] == 0.5).nonzero().flatten().tolist()
 
@@ -112,7 +120,7 @@ def test_lists_of_unequal_length() -> None:
 def decoded(clip: Any, text: str, phrase: str) -> dict[str, str]:
     """What each of the host's tokenizers decodes the tokens of a phrase to, without spaces and case."""
     found, encoded, tokens = {}, clip.tokenize(text), len(encode(clip, text))
-    for name, _ in read_prompt(clip, text, tokens):
+    for name in (reading.encoder for reading in read_prompt(clip, text, {TEXT: tokens})):
         tokenizer = getattr(clip.tokenizer, name, None) or getattr(clip.tokenizer, f"clip_{name}")
         own = [token for chunk in encoded[name] for token, _ in chunk][-tokens:]  # Qwen's lose the template's front
         letters = tokenizer.decode([own[place] for place in places_of(clip, text, phrase)])
@@ -168,10 +176,10 @@ def test_tokens_of_a_phrase_decode_to_it(request: pytest.FixtureRequest, name: s
 
 def test_phrases_multiply_where_they_meet(sd1: Any) -> None:
     text = "a polar bear and a bear"
-    factors = place_scales(sd1, text, [("polar bear", [2.0]), ("bear", [-0.5, 3.0]), ("and", [0.0])], 77)
+    factors = factors_of(sd1, text, [("polar bear", [2.0]), ("bear", [-0.5, 3.0]), ("and", [0.0])], 77)
     assert factors[:, :8].tolist() == [[1, 1, 2, -1, 0, 1, -0.5, 1], [1, 1, 2, 6, 0, 1, 3, 1]]
     assert bool((factors[:, 8:] == 1.0).all())
-    assert torch.equal(place_scales(sd1, text, [], 77), torch.ones(1, 77))
+    assert torch.equal(factors_of(sd1, text, [], 77), torch.ones(1, 77))
 
 
 # --------------------------------------------------------------------------------------------------- encoded text
@@ -372,11 +380,11 @@ def test_unknown_text_encoder_is_a_clear_error(sd1: Any) -> None:
     for tokens in (80, 154):  # a conditioning that these tokens do not explain; NegPip's has twice as many
         with pytest.raises(ValueError, match=f"expected 77 tokens for this prompt from the text encoder of SD1.x, got "
                                              f"{tokens}; connect it as it was loaded, before a node that changes it"):
-            place_scales(sd1, PROMPT, [("red", [0.5])], tokens)
+            factors_of(sd1, PROMPT, [("red", [0.5])], tokens)
     tokenizer = HyditBertTokenizer()
     token = tokenizer.tokenize_with_weights("tiger", return_word_ids=True)[0][1]
-    with pytest.raises(ValueError, match="expected a CLIP, T5 or Qwen tokenizer, got HyditBertTokenizer; use the text "
-                                         "encoder that belongs to the model"):
+    with pytest.raises(ValueError, match="expected a CLIP, T5, Gemma, Llama, Mistral or Qwen tokenizer, got "
+                                         "HyditBertTokenizer; use the text encoder that belongs to the model"):
         spell_tokens(tokenizer, [(token[0], 1)])
 
 

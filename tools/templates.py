@@ -15,6 +15,7 @@ import templates_dual_style as dual_style
 import templates_fusion as fusion
 import templates_magicmix as magicmix
 import templates_mixer as mixer
+import templates_modern as modern
 from graph import Graph, load_definitions
 from titles import ALL, DEMO, template_path
 from worlds import Demo, Real
@@ -33,6 +34,9 @@ BUILDERS: dict[str, Callable[[Graph, Real], list[str]]] = {
 def build(name: str, definitions: dict[str, Any], names: dict[str, str]) -> str:
     """A template's text by its short name."""
     graph = Graph(definitions, names)
+    if name in modern.BUILDERS:
+        make, family = modern.BUILDERS[name]
+        return graph.render(make(graph, family))
     about = BUILDERS[name.removesuffix(DEMO)](graph, Demo() if name.endswith(DEMO) else Real())
     return graph.render(about)
 

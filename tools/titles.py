@@ -25,9 +25,26 @@ TITLES = {
     "mixer_two_pictures": "Image Mixer - two pictures become one",
     "mixer_picture_words": "Image Mixer - a picture and words",
     "mixer_crops": "Image Mixer - parts of a picture",
+    "token_scale_z_image": "Token Scale - scale a word on Z-Image",
+    "token_scale_klein": "Token Scale - scale a word on Flux2 Klein",
+    "layout_z_image": "MagicMix - layout of a picture on Z-Image",
+    "layout_flux": "MagicMix - layout of a picture on Flux",
+    "layout_qwen": "MagicMix - layout of a picture on Qwen-Image",
+    "cocktail_flux": "Cocktail - a photo in another style on Flux",
+    "regions_z_image": "Dual Style - a prompt for each region on Z-Image",
+    "regions_flux": "Dual Style - a prompt for each region on Flux",
+    "regions_qwen": "Dual Style - a prompt for each region on Qwen-Image",
 }
 DEMOS = ("magicmix_image_text", "concept_removal", "token_scale", "dual_style_epsilon", "dual_style_attention",
          "restyle_photo", "cocktail_checkpoints", "fusion_checkpoints", "mixer_two_pictures")
+PICTURES = {  # templates for one family of models, and the one of the same technique on the demo checkpoint
+    "token_scale_z_image": "token_scale", "token_scale_klein": "token_scale",
+    "layout_z_image": "magicmix_image_text", "layout_flux": "magicmix_image_text",
+    "layout_qwen": "magicmix_image_text", "cocktail_flux": "cocktail_photo",
+    "regions_z_image": "dual_style_attention", "regions_flux": "dual_style_attention",
+    "regions_qwen": "dual_style_attention",
+}
+MODERN = tuple(PICTURES)
 ALL = (*TITLES, *(name + DEMO for name in DEMOS))
 
 

@@ -6,10 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ...attention_patches.sequence import TokenSequence
 from ..networks import find_network, is_kind
+from .together import (
+    Together,
+    with_ids,
+    with_ids_and_fusion,
+    with_own_embedder,
+    with_refiners,
+    with_registers,
+    without_positions,
+)
 
+LONG_TEXT = 512  # tokens to which a model that pads in front makes a text
 LLAMA = "encoder_hidden_states_llama3"  # the second text of HiDream, [rows, layers, tokens, width]
+LLAMA_OPTION = "conditioning_llama3"  # the same in a conditioning
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,7 @@ class JointFamily:
         wraps: whether the network has a place for wrappers of its own around a call.
         positions: which argument of a block holds the rotations of positions, by place and by name, where a picture's
             positions follow the length of the text; None where they do not. See `find_positions`.
+        together: how the texts of several prompts stand in one call; None where they cannot.
     """
 
     blocks: tuple[str, ...]
@@ -94,6 +108,7 @@ class JointFamily:
     side: int = 0
     wraps: bool = True
     positions: tuple[int, str] | None = None
+    together: Together | None = None
 
     def list_blocks(self, network: Any) -> list[Any]:
         return [block for name in self.blocks for block in getattr(network, name)]
@@ -120,20 +135,21 @@ class JointFamily:
 
 DOUBLE_SINGLE = ("double_blocks", "single_blocks")
 FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
-    "modules.diffusionmodules.mmdit.MMDiT": JointFamily(("joint_blocks",), wraps=False),
-    "flux.model.Flux": JointFamily(DOUBLE_SINGLE, positions=(3, "pe")),
-    "chroma.model.Chroma": JointFamily(DOUBLE_SINGLE),
-    "chroma_radiance.model.ChromaRadiance": JointFamily(DOUBLE_SINGLE),
-    "qwen_image.model.QwenImageTransformer2DModel": JointFamily(("transformer_blocks",)),
-    "krea2.model.SingleStreamDiT": JointFamily(("blocks",)),
-    "lumina.model.NextDiT": JointFamily(("layers",), with_padding, positions=(2, "freqs_cis")),
+    "modules.diffusionmodules.mmdit.MMDiT": JointFamily(("joint_blocks",), wraps=False, together=without_positions),
+    "flux.model.Flux": JointFamily(DOUBLE_SINGLE, positions=(3, "pe"), together=with_ids),
+    "chroma.model.Chroma": JointFamily(DOUBLE_SINGLE, together=with_ids),
+    "chroma_radiance.model.ChromaRadiance": JointFamily(DOUBLE_SINGLE, together=with_ids),
+    "qwen_image.model.QwenImageTransformer2DModel": JointFamily(("transformer_blocks",), together=with_ids),
+    "krea2.model.SingleStreamDiT": JointFamily(("blocks",), together=with_ids_and_fusion),
+    "lumina.model.NextDiT": JointFamily(
+        ("layers",), with_padding, positions=(2, "freqs_cis"), together=with_refiners),
     "hidream.model.HiDreamImageTransformer2DModel": JointFamily(
         ("double_stream_blocks", "single_stream_blocks"), with_two_texts),
     "omnigen.omnigen2.OmniGen2Transformer2DModel": JointFamily(
-        ("layers",), picture_last, wraps=False, positions=(2, "image_rotary_emb")),
+        ("layers",), picture_last, wraps=False, positions=(2, "image_rotary_emb"), together=with_own_embedder),
     "boogu.model.BooguTransformer2DModel": JointFamily(
         ("double_stream_layers", "single_stream_layers"), picture_last, wraps=False, positions=(2, "rotary_emb")),
-    "aura.mmdit.MMDiT": JointFamily(("double_layers", "single_layers"), after_registers),
+    "aura.mmdit.MMDiT": JointFamily(("double_layers", "single_layers"), after_registers, together=with_registers),
     "hunyuan_video.model.HunyuanVideo": JointFamily(DOUBLE_SINGLE),
     "ideogram4.model.Ideogram4Transformer2DModel": JointFamily(("layers",), side=1),
     "lens.model.LensTransformer2DModel": JointFamily(("transformer_blocks",), picture_first, side=1),
@@ -154,6 +170,12 @@ def find_joint_network(network: Any) -> JointFamily | None:
 def pads_in_front(model: Any) -> bool:
     """Where a model makes a text longer than its conditioning's: in front of it, else behind."""
     return is_kind(model, "comfy.model_base.Flux2")
+
+
+def pad_text(model: Any, text: Any) -> tuple[Any, int]:
+    """A text [B, tokens, width] as long as a model hands it to its network, and the tokens put in front."""
+    more = max(0, LONG_TEXT - text.shape[1]) if pads_in_front(model) else 0
+    return torch.nn.functional.pad(text, (0, 0, more, 0)), more
 
 
 def count_tokens(latent: Any, side: int) -> tuple[int, int, int]:
