@@ -16,7 +16,14 @@ from ..attention_patches.masks import StyleMasks
 from ..attention_patches.rows import check_part
 from ..attention_patches.values import extend_factors
 from ..samplers.masks import check_style_masks
-from .attention_merge_cross import CROSS_NAMES, merged_texts, place_in_video, prepare_texts, read_frame_masks
+from .attention_merge_cross import (
+    CROSS_NAMES,
+    flatten_area,
+    merged_texts,
+    place_in_video,
+    prepare_texts,
+    read_frame_masks,
+)
 from .attention_merge_joint import can_share, merged_sequence
 from .factors import SCALE_KEY, TokenScale, patch_model
 from .families.cross import find_cross
@@ -78,8 +85,8 @@ class Merge:
         factors = [scale and extend_factors(
             scale.factors_at(model.model_sampling, timestep, images, place.made), text.shape[1], front)
             for scale, text, front in zip(self.scales, texts, self.fronts)]
-        area = place.cond.get("area")
-        return StyleTexts(texts, factors, self.masks, picture=(x.shape[-2], x.shape[-1]), area=area and tuple(area))
+        return StyleTexts(texts, factors, self.masks, picture=(x.shape[-2], x.shape[-1]),
+                          area=flatten_area(place.cond.get("area")))
 
 
 def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[str, Any]) -> tuple[Any, list[Any]]:
@@ -108,7 +115,8 @@ def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[st
         return model, [first]
     texts, options = zip(*styles)
     texts, fronts = zip(*(pad_text(model.model, text) for text in texts))
-    merge = Merge(texts, tuple(read_mark(given, SCALE_KEY) for given in options), shared, fronts, options)
+    scales = tuple(read_mark(given, SCALE_KEY) for given in options)
+    merge = Merge(texts, scales, shared, fronts=fronts, options=options)
     keep_text(model, KEY, merge, first[0])
     warn_of_unwired(merge.node)
     return model, mark_conditioning([first], KEY, merge)

@@ -65,7 +65,7 @@ class SharedTexts:
                 f"Cross-Attention Merge expected {len(self.texts[0])} rows of text inside the model, got "
                 f"{len(context)}; remove the node that changes the model's batch.")
         layout = Layout(family.sequence(network, given), [part.shape[1] for part in (context, *self.texts)],
-                        family.list_blocks(network))
+                        family.list_blocks(network), options)
         stages = [(self.stack.enter_context(watch_blocks(stage.blocks)), stage.sequence)
                   for stage in family.together(self.model, layout, self.stack)]
         self.merge = JointMerge(self.merges, stages, layout.alone.grid, side=family.find_side(network),

@@ -111,17 +111,23 @@ def spell_pieces(pieces: Sequence[tuple[str, int]]) -> Spelled:
 
 
 def spell_bytes(given: Iterator[tuple[int, int]] | list[tuple[int, int]]) -> Spelled:
-    """Letters of bytes and their places: a letter of several bytes may lie in several tokens."""
+    """Letters of bytes and their places: a letter of several bytes may lie in several tokens.
+
+    Bytes that make none spell UNKNOWN, and nothing of the letters behind them is theirs.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     spelled: Spelled = []
-    owners: set[int] = set()
+    owners = frozenset[int]()
     for byte, place in given:
-        owners.add(place)
         decoded = decoder.decode(byte.to_bytes(1, "big"))
-        spelled += [(character, frozenset(owners)) for character in decoded]
-        if decoded:
-            owners.clear()
-    return spelled
+        broken = decoded and owners and (len(decoded) > 1 or decoder.getstate()[0])
+        if broken:
+            spelled.append((UNKNOWN, owners))
+            decoded, owners = decoded[1:], frozenset()
+        owners |= {place}
+        spelled += [(character, owners) for character in decoded]
+        owners = frozenset() if decoded else owners
+    return spelled + [(character, owners) for character in decoder.decode(b"", final=True)]
 
 
 # --------------------------------------------------------------------------------------------------- the prompt

@@ -27,10 +27,12 @@ class AttentionMerge(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The model that will read these prompts: SD1.x, SD2.x, SDXL, SD3, AuraFlow, Flux, Flux.2, Chroma, "
-                    "Qwen-Image, Krea 2, Z-Image, Lumina 2, LongCat-Image or OmniGen2.")),
+                    "Qwen-Image, Krea 2, Z-Image, Lumina 2, LongCat-Image, OmniGen2, Anima, "
+                    "Cosmos-Predict2, Wan or LTX-Video.")),
                 io.Mask.Input("masks", tooltip=(
                     "One mask per prompt, from Gradient Masks or from painted masks joined by Batch Masks. With one "
-                    "mask less, the last prompt takes the rest; where no mask is painted, the first fills in.")),
+                    "mask less, the last prompt takes the rest; where no mask is painted, the first fills in. For a "
+                    "video also one for each frame: all masks of the first prompt, then all of the next.")),
                 io.Autogrow.Input(
                     "conditionings",
                     template=io.Autogrow.TemplatePrefix(prompt, prefix="conditioning_", min=2, max=MAX_MASKS),

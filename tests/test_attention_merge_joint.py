@@ -9,6 +9,7 @@ import tiny
 import torch
 from attention_merge_rig import merge, sample_latent, soft_masks
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_torch_compile import TorchCompileModel
 from injection_rig import invert
 from injection_rig import run as inject
 from joint_merge_rig import ALL, expect, written_out
@@ -129,7 +130,7 @@ def test_hard_masks_leave_out_what_nobody_reads(name: str) -> None:
     assert min(counted) >= 24, "an override of another node sees all of the picture's queries"
 
 
-@pytest.mark.parametrize("name", ["flux", "z_image"])
+@pytest.mark.parametrize("name", ["flux", "z_image", "qwen"])
 def test_a_region_shows_its_part_of_the_masks(name: str) -> None:
     model, (*texts, negative) = model_of(name), prompts(name)
     merged, text = merge(model, MASKS, *texts)
@@ -303,6 +304,20 @@ def test_a_node_that_adds_tokens_is_refused() -> None:
     merged.set_model_patch(add, "post_input")
     with pytest.raises(ValueError, match="expected 59 tokens in the model's attention, got 62; remove the node that"):
         run("flux", merged, positive, negative)
+
+
+@pytest.mark.parametrize("name", ["qwen", "omnigen2"])
+@pytest.mark.parametrize("compile_first", [True, False])
+def test_a_compiled_network_reads_all_texts(name: str, compile_first: bool) -> None:
+    """It runs as it was written while a merged prompt is read, so that nothing is traced here."""
+    model, (*texts, negative) = model_of(name), prompts(name)
+    merged, positive = merge(model, MASKS, *texts)
+    expected = run(name, merged, positive, negative)
+    if compile_first:
+        merged = merge(TorchCompileModel.execute(model, "eager").result[0], MASKS, *texts)[0]
+    else:
+        merged = TorchCompileModel.execute(merged, "eager").result[0]
+    close(run(name, merged, positive, negative), expected)
 
 
 def count_hooks(model: Any) -> int:

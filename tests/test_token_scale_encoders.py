@@ -221,6 +221,8 @@ def test_spaces_that_llama_s_tokenizer_drops() -> None:
     for phrase in ("ear", "polarbear", "describe", "user", "video"):
         with pytest.raises(ValueError, match=f"finds no '{phrase}' in the prompt; choose from its words as the "):
             encoder.factors(text, phrase)
+    cafe, bar = (encoder.places("a caf\u00e9 bar", word) for word in ("caf\u00e9", "bar"))
+    assert cafe and bar and max(cafe) < min(bar) and encoder.places("a caf\u00e9", "caf\u00e9") == cafe
     with pytest.raises(ValueError, match="from the text encoder of HunyuanVideo, got"):
         encoder.factors("a red <|eot_id|> cat", "cat")  # the encoder stops there
 

@@ -5,7 +5,7 @@ gives them without the others, so that rows of other conditionings are what they
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,12 +32,13 @@ class Layout:
 
     Attributes:
         alone: where tokens stand in a call with the first text alone; lengths: tokens of every text.
-        blocks: the network's blocks that attend among text and picture.
+        blocks: the network's blocks that attend among text and picture; options: the call's `transformer_options`.
     """
 
     alone: TokenSequence
     lengths: Sequence[int]
     blocks: Sequence[Any]
+    options: Mapping[str, Any]
 
     def place(self) -> SharedSequence:
         """One text after another, then what follows the first alone."""
@@ -69,11 +70,14 @@ def without_positions(model: Any, layout: Layout, stack: ExitStack) -> list[Stag
 def with_ids(model: Any, layout: Layout, stack: ExitStack) -> list[Stage]:
     """Ids of text and picture come together to `pe_embedder`; those of a text count from its first token.
 
-    The picture's are its own, or (LongCat) begin behind the first text, to whose end the others are moved.
+    The picture's are its own, or (LongCat) begin behind the first text, to whose end the others are moved. Older hosts
+    let it begin at 512 there.
     """
     network = find_network(model)
-    follows = network.params.txt_ids_dims if is_kind(model, "comfy.model_base.LongCatImage") else []
     first, *_ = lengths = layout.lengths
+    follows: Sequence[int] = []
+    if is_kind(model, "comfy.model_base.LongCatImage") and layout.options["rope_options"]["shift_y"] == first:
+        follows = network.params.txt_ids_dims
 
     def give_ids(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         ids, *rest = args
