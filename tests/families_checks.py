@@ -254,7 +254,7 @@ def exchange_by_hand(subject: Subject, source: list[Any]) -> Any:
     family, model, found = subject.family, subject.model, subject.trajectory
     if family.unet:
         return injection_rig.inject_explicitly(model, found, source, 0.6, 0.0, later_blocks(model))
-    find = written.main_call(family, [family.tokens], [True])
+    find = written.main_call(family, family.tokens)
     calls = written.count_main_calls(family, model, source)
     weight = torch.ones(family.image_tokens(*family.size))
     return injection_rig.inject_by_override(model, found, source, 0.6, written.exchange(find, calls, weight))

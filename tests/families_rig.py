@@ -20,10 +20,10 @@ def fill_up(tokens: int, multiple: int) -> int:
     return math.ceil(tokens / multiple) * multiple
 
 
-def find_spans(family: Family, tokens: int, references: bool = True) -> tuple[Spans, int]:
+def find_spans(family: Family, tokens: int) -> tuple[Spans, int]:
     """Where a joint family's parts stand for a text of so many tokens, and how many tokens there are in all."""
     counts = {"text": tokens, "picture": family.image_tokens(*family.size), "registers": family.registers,
-              "llama": family.llama, "references": family.reference_tokens() if references else 0}
+              "llama": family.llama, "references": family.reference_tokens()}
     spans: Spans = {}
     place = 0
     for part in family.order.split():
@@ -100,17 +100,13 @@ def pictures(family: Family, spans: Spans) -> list[tuple[int, int]]:
     return [spans[part] for part in ("picture", "references") if part in spans]
 
 
-def main_call(family: Family, texts: list[int], references: list[bool]) -> Callable[[int, int], int | None]:
-    """A function of a call's queries and keys that gives the picture's first token in it, None in other calls.
-
-    Args:
-        texts: numbers of tokens that occur; references: whether texts have them.
-    """
+def main_call(family: Family, tokens: int) -> Callable[[int, int], int | None]:
+    """A function of a call's queries and keys that gives the picture's first token in it, None in other calls."""
     picture = family.image_tokens(*family.size)
     places = {picture: 0}
     if family.joint:
-        found = [find_spans(family, tokens, shown) for tokens in texts for shown in references]
-        places = {total: spans["picture"][0] for spans, total in found}
+        spans, total = find_spans(family, tokens)
+        places = {total: spans["picture"][0]}
 
     def find(queries: int, keys: int) -> int | None:
         return places.get(keys) if queries == keys else None
@@ -121,7 +117,7 @@ def main_call(family: Family, texts: list[int], references: list[bool]) -> Calla
 def count_main_calls(family: Family, model: Any, conditioning: list[Any]) -> int:
     """How many attentions a call of the network makes among text and picture, or among the picture's tokens."""
     seen: list[int] = []
-    find = main_call(family, [conditioning[0][0].shape[1]], [True, False])
+    find = main_call(family, conditioning[0][0].shape[1])
 
     def note(func: Any, q: Tensor, k: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
         axis = 2 if kwargs.get("skip_reshape") else 1
