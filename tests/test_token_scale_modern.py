@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import MODERN
 from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
-from mixology.host.marks import mark_conditioning
+from mixology.host.marks import keep_text, mark_conditioning
 from modern_rig import CROSS, KNOWN, ORDERS, SECOND, distance, sample, scaled_by_hand, with_override, words_of
 
 pytestmark = pytest.mark.seam
@@ -53,3 +53,19 @@ def test_sampling_is_that_with_scaled_columns(models: dict[str, Any], name: str)
     assert distance(ours, by_hand) < tolerance
     assert distance(ours, plain) > 20 * tolerance
     assert torch.equal(sample(name, patch_model(model), positive, negative), plain)
+
+
+def pass_on(x: Any, *_: Any, **__: Any) -> Any:
+    """What another node does after a layer's text attention (Wan) or before it (Cosmos, Anima)."""
+    return x["x"] if isinstance(x, dict) else {}
+
+
+@pytest.mark.parametrize("name", ["wan21_t2v", "anima"])
+def test_patches_of_other_nodes_beside_a_prompt_that_is_not_scaled(models: dict[str, Any], name: str) -> None:
+    """The model knows the text of a scaled prompt and looks for it in UNets' patches, which are called otherwise."""
+    model, family = model_of(name, models), KNOWN[name]
+    positive, negative, factors = family.conditioning(1), family.conditioning(2), draw_factors(name)
+    patched = patch_model(model)
+    keep_text(patched, SCALE_KEY, mark(name, positive, factors)[0][1], positive[0][0])
+    patched.set_model_attn2_patch(pass_on)
+    assert torch.equal(sample(name, patched, positive, negative), sample(name, model, positive, negative))
