@@ -154,7 +154,9 @@ def count_text(model: Any, given: Mapping[str, Any]) -> int:
 def apply_factors(executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None,
                   control: Any = None, transformer_options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     """Around one call of the model: patches its attention for this call if it holds rows to scale."""
-    options = watch_regions(transformer_options or {}, SCALE_KEY, len(x), TokenScale.node)
+    options = transformer_options or {}
+    if is_unet(executor.class_obj):  # others call such patches in another way
+        options = watch_regions(options, SCALE_KEY, len(x), TokenScale.node)
     chunks = find_rows(options, SCALE_KEY, len(x), TokenScale.node)
     options = leave_out(options, SCALE_KEY)
     if not chunks:

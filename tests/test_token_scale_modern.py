@@ -9,7 +9,7 @@ from families import MODERN
 from families_modern import HUNYUAN_IMAGE
 from family import build, draw
 from mixology.host.factors import SCALE_KEY, TokenScale, patch_model
-from mixology.host.marks import mark_conditioning
+from mixology.host.marks import keep_text, mark_conditioning
 from modern_rig import CROSS, KNOWN, ORDERS, SECOND, attend, distance, sample, scaled_by_hand, with_override, words_of
 
 pytestmark = pytest.mark.seam
@@ -85,3 +85,19 @@ def test_a_second_text_of_quotes(told_apart: bool) -> None:
         (patch_model(model), marked), (model, texts[0])))
     assert distance(ours, sample("hunyuan_image", with_override(model, by_hand), texts[0], texts[1])) < TOLERANCE
     assert distance(ours, plain) > 20 * TOLERANCE
+
+
+def pass_on(x: Any, *_: Any, **__: Any) -> Any:
+    """What another node does after a layer's text attention (Wan) or before it (Cosmos, Anima)."""
+    return x["x"] if isinstance(x, dict) else {}
+
+
+@pytest.mark.parametrize("name", ["wan21_t2v", "anima"])
+def test_patches_of_other_nodes_beside_a_prompt_that_is_not_scaled(models: dict[str, Any], name: str) -> None:
+    """The model knows the text of a scaled prompt and looks for it in UNets' patches, which are called otherwise."""
+    model, family = model_of(name, models), KNOWN[name]
+    positive, negative, factors = family.conditioning(1), family.conditioning(2), draw_factors(name)
+    patched = patch_model(model)
+    keep_text(patched, SCALE_KEY, mark(name, positive, factors)[0][1], positive[0][0])
+    patched.set_model_attn2_patch(pass_on)
+    assert torch.equal(sample(name, patched, positive, negative), sample(name, model, positive, negative))
