@@ -117,7 +117,7 @@ def raise_guidance(stage: Stage) -> Section:
     section = Section(
         "Diffusion Cocktail: guidance, and what it cannot do",
         "A drawn picture, painted anew under another prompt. A larger cfg changes appearance and kind more. The number "
-        "of things is structure: where the structure holds, two stay two although the prompt says one.")
+        "of things is structure: at a low cfg two stay two although the prompt says one, a larger one joins them.")
     started = time.monotonic()
     picture, text = REPAINTED
     for title, twice in (("one thing", False), ("two things, the prompt says one", True)):
