@@ -47,13 +47,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST = ("server", "meaning", "slow")  # marks of files to begin with, so that workers end together
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Longest files first: several workers take a file at a time."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out tests of families that the host lacks, and begins with the longest files: several workers take a file
+    at a time."""
+    import families  # imports the host
+
+    absent = set(families.missing())
+    left = [item for item in items if absent and read_name(item) in absent]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if read_name(item) not in absent]
     ranks: dict[Path, int] = {}
     for item in items:
         rank = next((i for i, mark in enumerate(LONGEST) if item.get_closest_marker(mark)), len(LONGEST))
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
+
+
+def read_name(item: pytest.Item) -> Any:
+    """The family that a test is about, if any."""
+    spec = getattr(item, "callspec", None)
+    return None if spec is None else spec.params.get("name")
 
 
 @pytest.fixture(scope="session")

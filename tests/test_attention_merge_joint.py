@@ -31,8 +31,6 @@ MASKS = soft_masks(3, 48, 40)
 
 
 def model_of(name: str) -> Any:
-    if ALL[name].is_missing():
-        pytest.skip("the running host lacks this family")
     return ALL[name].model()
 
 
