@@ -44,7 +44,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (32, 64, 112, 128)
+        widths = (32, 64, 128, 160)
         self.stem = nn.Conv2d(3, widths[0], 3, 2, 1)
         self.blocks = nn.ModuleList([
             Block(widths[max(i - 1, 0)], width, 1 + (i > 0)) for i, width in enumerate(widths)])

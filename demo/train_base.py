@@ -102,6 +102,7 @@ class Trainer:
             self.parameters.values(), lr=rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
         self.average = {key: value.detach().clone() for key, value in self.parameters.items()}
         self.step, self.started, self.saved = 0, time.time(), time.time()
+        self.heard: list[dict[str, float]] = []
         (ARGS.work / "pid").write_text(f"{os.getpid()}\n", encoding="utf-8")
         if self.path.exists():
             self.resume()
@@ -146,9 +147,11 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
 
     def report(self, total: int, **values: float) -> None:
-        """Tells how it goes every 50 steps, and saves every 500 and every few minutes."""
+        """Tells the means of every 50 steps, and saves every 500 and every few minutes."""
+        self.heard.append(values)
         if self.step % 50 == 0:
-            text = " ".join(f"{key} {value:.4f}" for key, value in values.items())
+            text = " ".join(f"{key} {sum(part[key] for part in self.heard) / len(self.heard):.4f}" for key in values)
+            self.heard = []
             line = f"{self.path.stem} {self.step}/{total} {text} {time.time() - self.started:.0f}s"
             print(line, flush=True)
             with self.path.with_suffix(".log").open("a", encoding="utf-8") as log:

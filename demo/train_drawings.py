@@ -1,12 +1,24 @@
 """What training needs to know of the drawn world: pictures, scenes and captions. See train_shapes.py.
 
+The whole of it, each line resumable, with A for `--world drawings --comfyui PATH --work FOLDER`:
+
+    python demo/train.py A --sheet-minutes 20
+    python demo/train_judge.py A --batch 64 --steps 4000
+    python demo/train_check.py A
+    python demo/train_clip.py A --batch 64 --steps 6000
+    python demo/train_preview.py A
+    python demo/train_tuned.py A --batch 16 --steps 800 --pictures 5248 --name line    # glossy, chalk, animals, food
+    python demo/train_mixer.py A --batch 24 --steps 2000
+
+On a GPU: `--device cuda --batch 128 --steps 6000 --cooldown 1750` for the first, likewise for the others, then longer.
+
 What makes 128 things in five styles learnable in a few hours on two cores: there are only 640 drawings, so the denoiser
 has to know them by heart and to find them by three words. Latents are made beforehand; each drawing stands on 32 of
 its places only, without mirroring and hardly turned, since every freedom costs steps; each is learned equally often
 (one after the other in a random order), and the noise levels of a batch are spread evenly, so that gradients vary
-less. The autoencoder and the recogniser learn from much wilder places and colours. Backgrounds are light, so that black
-lines show on each of them. Every thing is one word and one token, frozen after a short training of its own, so that
-the denoiser meets 141 states that are well apart instead of learning a language.
+less. The autoencoder, which begins with that of the shapes, and the judge learn from much wilder places and colours.
+Backgrounds are light, so that black lines show on each of them. Every thing is one word and one token, frozen after a
+short training of its own, so that the denoiser meets 141 states that are well apart instead of learning a language.
 """
 from __future__ import annotations
 

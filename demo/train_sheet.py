@@ -60,7 +60,7 @@ def make_sheet(unet: UNetModel, trainer: Trainer, text: Text, vae: Any) -> None:
     started, folder = time.time(), ARGS.work / "sheets"
     folder.mkdir(exist_ok=True)
     unet.load_state_dict(trainer.average, strict=False)
-    unet.requires_grad_(False).train(False)
+    unet = unet.to(DEVICE).train(False).requires_grad_(False)
     captions = WORLD.shown_captions()
     context, nothing = read_captions(text, captions)
     latents = sample(unet, context, nothing, 17)
