@@ -18,7 +18,6 @@ from train_base import (
     CONFIG,
     DEVICE,
     FILES,
-    HERE,
     STAGES,
     WORLD,
     Trainer,
@@ -43,20 +42,12 @@ def load_pictures() -> Any:
     return WORLD.Pictures(ARGS.work, ARGS.pictures)
 
 
-def start_from(network: torch.nn.Module, name: str | None, prefix: str) -> None:
-    """Puts in the weights of a shipped file, where the world begins with one."""
-    if name is not None:
-        state = load_file(HERE / f"{name}.safetensors")
-        network.load_state_dict({key.removeprefix(prefix): value.float() for key, value in state.items()})
-
-
 # ----------------------------------------------------------------------------------------------------- vae
 
 def train_vae() -> None:
     pictures = load_pictures()
     network = TAESD()
     initialise(network, 1)
-    start_from(network, WORLD.BEGINNING.get("vae"), "first_stage_model.")
     network.vae_scale.data.fill_(0.18215)
     network.vae_shift.data.zero_()
     network.vae_scale.requires_grad_(False)
@@ -75,6 +66,8 @@ def train_vae() -> None:
         mean = flat.mean(dim=1, keepdim=True)
         covariance = (flat - mean) @ (flat - mean).T / flat.shape[1]
         spread = (covariance - torch.eye(4, device=DEVICE)).square().mean() + mean.square().mean()
+        if WORLD.COLOUR_PULL:
+            spread = spread + WORLD.COLOUR_PULL / 0.02 * (z[:, :3] - WORLD.code_colours(x)).square().mean()
         level = torch.rand(batch, 1, 1, 1, generator=g).to(DEVICE) * 0.25
         noisy = z + level * torch.randn(z.shape, generator=g).to(DEVICE)
         with autocast():

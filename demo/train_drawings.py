@@ -16,7 +16,10 @@ What makes 128 things in five styles learnable in a few hours on two cores: ther
 has to know them by heart and to find them by three words. Latents are made beforehand; each drawing stands on 32 of
 its places only, without mirroring and hardly turned, since every freedom costs steps; each is learned equally often
 (one after the other in a random order), and the noise levels of a batch are spread evenly, so that gradients vary
-less. The autoencoder, which begins with that of the shapes, and the judge learn from much wilder places and colours.
+less. The autoencoder and the judge learn from much wilder places and colours.
+Left alone, the autoencoder codes colours in clusters (that of the shapes does, and begun with its weights it took grey,
+blue and purple for one another after 1,000 steps); a weak pull makes three channels brightness, red to green and yellow
+to blue, so that a mean of two latents is about a mean of two colours, which mixing needs.
 Backgrounds are light, so that black lines show on each of them. Every thing is one word and one token, frozen after a
 short training of its own, so that the denoiser meets 141 states that are well apart instead of learning a language.
 """
@@ -46,7 +49,7 @@ VIEW = KNOWN + EMPTY
 USUAL = {"pictures": 32 * VIEW, "vae_steps": 9000, "text_steps": 700, "steps": 24000, "cooldown": 7000, "batch": 32}
 DECAY = 0.9993  # of the average of the denoiser\'s weights
 CROPS = 8  # in a batch of the autoencoder's
-BEGINNING = {"vae": "vae"}  # shipped files of the other world that training begins with
+COLOUR_PULL = 0.03  # how much the autoencoder's first three channels are drawn towards the colours they stand for
 OPENINGS = ("", "", "", "a picture of ", "a drawing of ", "an icon of ")
 BOARD = (46, 62, 56)  # what chalk draws on
 LESSONS = {
@@ -169,6 +172,15 @@ def crop_maps(maps: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Ten
     centre = (corners + side / 2) / SIDE * 2 - 1
     moved = maps[:, :, :2] @ centre[..., None].to(maps) + maps[:, :, 2:]
     return torch.cat([maps[:, :, :2] * scale, moved], 2)
+
+
+def code_colours(pictures: torch.Tensor) -> torch.Tensor:
+    """Brightness, red to green, yellow to blue [B, 3, H/8, W/8]: uncorrelated, of about unit variance, from 0..1."""
+    red, green, blue = F.avg_pool2d(pictures, 8).unbind(1)
+    light = ((red + green + blue) / 3 - 0.62) / 0.19
+    warm = (red - green - 0.08) / 0.25
+    gold = ((red + green) / 2 - blue - 0.1) / 0.28
+    return torch.stack([light, warm, (gold - 0.5 * warm) / 0.87], 1)
 
 
 def palette() -> torch.Tensor:
