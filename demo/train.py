@@ -1,49 +1,51 @@
 """Train the demo checkpoint from nothing: pictures, autoencoder, text encoder, latents, denoiser.
 
-    python demo/train.py --comfyui PATH --work FOLDER [--stage STAGE] [--steps N]
+    python demo/train.py --comfyui PATH --work FOLDER [--world drawings] [--stage STAGE] [--steps N]
 
 Every stage is seeded by its step number and resumes from the last file it saved, so an interrupted run
-goes on where it stopped and ends in the same weights on the same machine. See demo/MODEL_CARD.md.
+goes on where it stopped and ends in the same weights on the same machine. A file named by --pause stops it for as long
+as it exists. See demo/MODEL_CARD.md, and train_drawings.py for what the drawn world does otherwise.
 """
 from __future__ import annotations
 
 import math
 import random
-from multiprocessing import Pool
+import time
+from typing import Any
 
-from train_base import ARGS, CONFIG, DEVICE, HERE, STAGES, Trainer, autocast, generator, initialise, scene_of
+from train_base import (
+    ARGS,
+    CONFIG,
+    DEVICE,
+    FILES,
+    STAGES,
+    WORLD,
+    Trainer,
+    autocast,
+    caption_of,
+    generator,
+    initialise,
+    scene_of,
+)
 
 # isort: split
 import torch
-import world
 from comfy import ops
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import load_file, save_file
-from train_text import caption_of, load_text, train_text
-
-# ------------------------------------------------------------------------------------------------ pictures
-
-def draw_picture(index: int) -> torch.Tensor:
-    torch.set_num_threads(1)
-    image, _ = world.draw_scene(scene_of(index), index)
-    return (image * 255).round().byte()
+from train_sheet import make_sheet
+from train_text import load_text, train_text
 
 
-def make_pictures() -> None:
-    path = ARGS.work / "pictures.safetensors"
-    if path.exists():
-        return
-    with Pool() as pool:
-        pictures = [torch.from_numpy(p.numpy().copy()) for p in pool.imap(draw_picture, range(ARGS.pictures), 50)]
-    save_file({"pictures": torch.stack(pictures)}, path)
-    print(f"pictures: drew {len(pictures)}", flush=True)
+def load_pictures() -> Any:
+    return WORLD.Pictures(ARGS.work, ARGS.pictures)
 
 
 # ----------------------------------------------------------------------------------------------------- vae
 
 def train_vae() -> None:
-    pictures = load_file(ARGS.work / "pictures.safetensors")["pictures"]
+    pictures = load_pictures()
     network = TAESD()
     initialise(network, 1)
     network.vae_scale.data.fill_(0.18215)
@@ -52,15 +54,10 @@ def train_vae() -> None:
     network.vae_shift.requires_grad_(False)
     network = network.to(memory_format=torch.channels_last)
     trainer = Trainer("vae", network, 1e-3, 0.998)
-    side, batch = 48, 12
+    side, batch = 48, WORLD.CROPS
     while trainer.step < ARGS.vae_steps:
         g = generator(1, trainer.step)
-        rows = torch.randint(len(pictures), (batch,), generator=g)
-        corners = torch.randint(0, 128 - side + 1, (batch, 2), generator=g)
-        crops = torch.stack([
-            pictures[row, y:y + side, x:x + side] for row, (y, x) in zip(rows.tolist(), corners.tolist())
-        ])
-        x = (crops.permute(0, 3, 1, 2).float() / 255).to(DEVICE).contiguous(memory_format=torch.channels_last)
+        x = pictures.crop(side, batch, g).to(DEVICE).contiguous(memory_format=torch.channels_last)
         with autocast():
             z = network.taesd_encoder(x)
         z = z.float()
@@ -69,6 +66,8 @@ def train_vae() -> None:
         mean = flat.mean(dim=1, keepdim=True)
         covariance = (flat - mean) @ (flat - mean).T / flat.shape[1]
         spread = (covariance - torch.eye(4, device=DEVICE)).square().mean() + mean.square().mean()
+        if WORLD.COLOUR_PULL:
+            spread = spread + WORLD.COLOUR_PULL / 0.02 * (z[:, :3] - WORLD.code_colours(x)).square().mean()
         level = torch.rand(batch, 1, 1, 1, generator=g).to(DEVICE) * 0.25
         noisy = z + level * torch.randn(z.shape, generator=g).to(DEVICE)
         with autocast():
@@ -95,11 +94,11 @@ def make_latents() -> None:
     path = ARGS.work / "latents.safetensors"
     if path.exists():
         return
-    pictures = load_file(ARGS.work / "pictures.safetensors")["pictures"]
+    pictures = load_pictures()
     vae = load_vae().to(memory_format=torch.channels_last)
     latents = []
     for start in range(0, len(pictures), 50):
-        x = (pictures[start:start + 50].permute(0, 3, 1, 2).float() / 255).to(DEVICE)
+        x = pictures.show(start, min(start + 50, len(pictures))).to(DEVICE)
         with autocast():
             z = vae.taesd_encoder(x.contiguous(memory_format=torch.channels_last))
         latents.append(z.float().cpu().contiguous())
@@ -132,11 +131,11 @@ def train_unet() -> None:
     text = load_text()
     nothing = text.states(text.tokenise([""]))
     alphas = alphas_cumprod().to(DEVICE)
-    trainer = Trainer("unet", build_unet(), 5e-4, 0.9985)
+    trainer, shown = Trainer("unet", build_unet(), 5e-4, WORLD.DECAY), time.time()
     while trainer.step < ARGS.steps:
         g = generator(4, trainer.step)
         rng = random.Random(f"unet {trainer.step}")
-        rows = torch.randint(len(latents), (ARGS.batch,), generator=g)
+        rows = WORLD.draw_rows(len(latents), ARGS.batch, trainer.step, g)
         x0 = latents[rows]
         captions = ["" if rng.random() < 0.1 else caption_of(scenes[row], rng, 0.08)[0] for row in rows.tolist()]
         tokens = text.tokenise(captions)
@@ -145,7 +144,7 @@ def train_unet() -> None:
         # the states after the last word retell the caption; hide them mostly, so that each word counts by itself
         after = (tokens == text.end) & (torch.rand(len(tokens), 1, generator=g) < 0.85).to(DEVICE)
         context = torch.where(after[..., None], nothing, context)
-        t = torch.randint(0, 1000, (len(x0),), generator=g).to(DEVICE)
+        t = WORLD.draw_times(len(x0), g).to(DEVICE)
         noise = torch.randn(x0.shape, generator=g).to(DEVICE)
         # the schedule stops short of pure noise: without an offset the background would follow the noise's mean
         noise = noise + 0.2 * torch.randn(*x0.shape[:2], 1, 1, generator=g).to(DEVICE)
@@ -159,6 +158,9 @@ def train_unet() -> None:
         factor = min(1.0, (ARGS.steps - trainer.step) / max(ARGS.cooldown, 1))
         trainer.update(loss, max(factor, 0.01))
         trainer.report(ARGS.steps, loss=loss.item())
+        if ARGS.sheet_minutes and time.time() - shown > 60 * ARGS.sheet_minutes:
+            make_sheet(build_unet(), trainer, text, load_vae())
+            shown = time.time()
 
 
 # -------------------------------------------------------------------------------------------------- export
@@ -169,19 +171,19 @@ def export() -> None:
                if key.startswith("average.")}
     text = load_text().model.transformer.state_dict()
     parts = {
-        "shapes": {f"model.diffusion_model.{key}": value for key, value in average.items()},
+        WORLD.NAME: {f"model.diffusion_model.{key}": value for key, value in average.items()},
         "vae": {f"first_stage_model.{key}": value for key, value in load_vae().state_dict().items()},
         "text": {f"cond_stage_model.transformer.{key}": value for key, value in text.items()},
     }
     for name, state in parts.items():
         half = {key: value.half().contiguous().cpu() for key, value in state.items()}
-        save_file(half, HERE / f"{name}.safetensors", metadata={"format": CONFIG["format"]})
+        save_file(half, FILES / f"{name}.safetensors", metadata={"format": CONFIG["format"]})
         print(f"{name}: {sum(value.numel() for value in half.values()) / 1e6:.2f} M parameters", flush=True)
 
 
 def main() -> None:
     ARGS.work.mkdir(parents=True, exist_ok=True)
-    run = {"pictures": make_pictures, "vae": train_vae, "text": train_text, "latents": make_latents,
+    run = {"pictures": load_pictures, "vae": train_vae, "text": train_text, "latents": make_latents,
            "unet": train_unet, "export": export}
     for stage in STAGES if ARGS.stage == "all" else (ARGS.stage,):
         run[stage]()

@@ -1,13 +1,14 @@
-"""What the training stages share: arguments, the host on the path, and a trainer that resumes."""
+"""What the training stages share: arguments, the world, the host on the path, and a trainer that resumes."""
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import random
+import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("pictures", "vae", "text", "latents", "unet", "export")
@@ -18,15 +19,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI install")
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures, latents and checkpoints")
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
-    parser.add_argument("--pictures", type=int, default=12000)
-    parser.add_argument("--vae-steps", type=int, default=3200)
-    parser.add_argument("--text-steps", type=int, default=700)
-    parser.add_argument("--steps", type=int, default=5100, help="denoiser steps")
-    parser.add_argument("--cooldown", type=int, default=1600, help="last denoiser steps, with falling learning rate")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--world", choices=("shapes", "drawings"), default="shapes")
+    parser.add_argument("--pictures", type=int)
+    parser.add_argument("--vae-steps", type=int)
+    parser.add_argument("--text-steps", type=int)
+    parser.add_argument("--steps", type=int, help="denoiser steps")
+    parser.add_argument("--cooldown", type=int, help="last denoiser steps, with falling learning rate")
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--name", default="", help="what train_tuned.py teaches")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; all of them if 0")
+    parser.add_argument("--minutes", type=float, default=5, help="between two saves")
+    parser.add_argument("--sheet-minutes", type=float, default=0, help="between two sheets of samples; none if 0")
+    parser.add_argument("--pause", type=Path, help="a file that stops the training for as long as it is there")
     return parser.parse_args()
+
+
+def complete_arguments(arguments: argparse.Namespace, usual: dict[str, int]) -> None:
+    """What was left unsaid is as the world's shipped weights were made."""
+    for name, value in usual.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
 
 
 ARGS = parse_arguments()
@@ -38,13 +51,19 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 import torch  # noqa: E402
-import world  # noqa: E402
+import train_drawings  # noqa: E402
+import train_shapes  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-CONFIG = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
+WORLD: Any = train_drawings if ARGS.world == "drawings" else train_shapes
+complete_arguments(ARGS, WORLD.USUAL)
+FILES = WORLD.FILES  # where the shipped files lie
+CONFIG = json.loads((FILES / "config.json").read_text(encoding="utf-8"))
 DEVICE = torch.device(ARGS.device)
-COLOURS, BACKGROUNDS = tuple(world.COLOURS), tuple(world.COLOURS)
-ATTRIBUTES = {"shape": world.SHAPES, "colour": COLOURS, "texture": world.TEXTURES, "background": BACKGROUNDS}
+ATTRIBUTES = WORLD.ATTRIBUTES
+random_scene, scene_of, caption_of = WORLD.random_scene, WORLD.scene_of, WORLD.caption_of
+if ARGS.threads:
+    torch.set_num_threads(ARGS.threads)
 
 
 def autocast() -> torch.autocast:
@@ -82,7 +101,9 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
         self.average = {key: value.detach().clone() for key, value in self.parameters.items()}
-        self.step, self.started = 0, time.time()
+        self.step, self.started, self.saved = 0, time.time(), time.time()
+        self.heard: list[dict[str, float]] = []
+        (ARGS.work / "pid").write_text(f"{os.getpid()}\n", encoding="utf-8")
         if self.path.exists():
             self.resume()
 
@@ -112,6 +133,8 @@ class Trainer:
 
     def update(self, loss: torch.Tensor, factor: float) -> None:
         """One Adam step at `factor` times the rate, with warm-up."""
+        while ARGS.pause is not None and ARGS.pause.exists():
+            time.sleep(1)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
@@ -124,20 +147,15 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
 
     def report(self, total: int, **values: float) -> None:
+        """Tells the means of every 50 steps, and saves every 500 and every few minutes."""
+        self.heard.append(values)
         if self.step % 50 == 0:
-            text = " ".join(f"{key} {value:.4f}" for key, value in values.items())
-            print(f"{self.path.stem} {self.step}/{total} {text} {time.time() - self.started:.0f}s", flush=True)
-        if self.step % 500 == 0 or self.step == total:
+            text = " ".join(f"{key} {sum(part[key] for part in self.heard) / len(self.heard):.4f}" for key in values)
+            self.heard = []
+            line = f"{self.path.stem} {self.step}/{total} {text} {time.time() - self.started:.0f}s"
+            print(line, flush=True)
+            with self.path.with_suffix(".log").open("a", encoding="utf-8") as log:
+                log.write(line + "\n")
+        if self.step % 500 == 0 or self.step == total or time.time() - self.saved > 60 * ARGS.minutes:
             self.save()
-
-
-def random_scene(rng: random.Random) -> world.Scene:
-    background = rng.choice(BACKGROUNDS)
-    if rng.random() < 0.04:
-        return world.Scene(background=background)
-    colour = rng.choice([name for name in COLOURS if name != background])
-    return world.Scene(rng.choice(world.SHAPES), colour, rng.choice(world.TEXTURES), background)
-
-
-def scene_of(index: int) -> world.Scene:
-    return random_scene(random.Random(f"scene {index}"))
+            self.saved = time.time()

@@ -1,6 +1,6 @@
 """Train the demo CLIP: a vision tower, and the text tower's projection into the same space.
 
-    python demo/train_clip.py --comfyui PATH --work FOLDER [--steps N]
+    python demo/train_clip.py --comfyui PATH --work FOLDER [--world drawings] [--steps N]
 
 Learns from pairs of a crop and a caption of what the crop shows. The text tower is the shipped prompt encoder, frozen:
 only its projection is learned. Seeded by step and resumable. See demo/MODEL_CARD.md.
@@ -13,21 +13,31 @@ import math
 import random
 from typing import Any
 
-from train_base import ARGS, ATTRIBUTES, CONFIG, DEVICE, HERE, Trainer, autocast, generator, initialise, scene_of
+from train_base import (
+    ARGS,
+    ATTRIBUTES,
+    CONFIG,
+    DEVICE,
+    FILES,
+    WORLD,
+    Trainer,
+    autocast,
+    caption_of,
+    generator,
+    initialise,
+)
 
 # isort: split
 import torch
 import torch.nn.functional as F
-import world
 from comfy import clip_model, ops
 from comfy.ldm.modules.attention import optimized_attention_for_device
-from safetensors.torch import load_file, save_file
-from train_text import Text, caption_of
+from safetensors.torch import save_file
+from train_text import Text
 from train_tuned import load_text
 
-VISION = json.loads((HERE / "clip_vision.json").read_text(encoding="utf-8"))
-SIDE, MASK_SIDE = 128, 32
-STYLED = 1500  # extra pictures in each of the outlined styles
+VISION = json.loads((FILES / "clip_vision.json").read_text(encoding="utf-8"))
+SIDE = 128
 WORDINGS = 4  # captions for everything that can be said
 CELLS = 2  # of the silhouette along a patch's side
 
@@ -96,69 +106,25 @@ def inside_of(silhouette: torch.Tensor, box: Box) -> torch.Tensor:
     return F.unfold(cells, CELLS, stride=CELLS)[0].T
 
 
-def visible(scene: world.Scene, silhouette: torch.Tensor, box: Box, filled: bool = True) -> world.Scene:
-    """What of the scene the box shows. A plain inside without an edge cannot be told from a background.
+def draw_batch(pictures: Any, rng: random.Random, count: int) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
+    """Preprocessed crops [B, 3, h, h], their silhouettes by patch [B, patches, cells] and what each shows.
 
-    Shapes drawn in lines are not `filled`: the background is inside too.
+    Two thirds of them are nearly whole pictures.
     """
-    left, top, side = (value * MASK_SIDE // SIDE for value in box)
-    inside = silhouette[top:top + side, left:left + side]
-    area, cover = float(inside.sum()) / silhouette.numel(), float(inside.mean())
-    whole = float(inside.sum() / silhouette.sum().clamp(min=1))
-    if scene.shape is None or area < 0.01 or cover < 0.05:
-        return world.Scene(background=scene.background)
-    if cover > 0.97 and scene.texture == "plain":
-        return world.Scene(background=scene.colour if filled else scene.background)
-    return world.Scene(
-        scene.shape if whole >= 0.7 else None, scene.colour, scene.texture if area >= 0.03 else None,
-        scene.background if cover <= 0.97 else None)
-
-
-class Pictures:
-    """Pictures [N, H, W, C] in bytes, what they show, and their silhouettes by index."""
-
-    def __init__(self) -> None:
-        flat = load_file(ARGS.work / "pictures.safetensors")["pictures"]
-        styled, masks = self.draw(len(flat))
-        self.pictures = torch.cat([flat, styled])
-        rows = [*((index, scene_of(index)) for index in range(len(flat))),
-                *((index, world.seen_in(scene_of(index), style)) for style in world.SHEETS for index in range(STYLED))]
-        self.indices, self.scenes = zip(*rows)
-        self.masks = masks
-
-    @staticmethod
-    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        path = ARGS.work / "clip_pictures.safetensors"
-        if not path.exists():
-            small, styled = SIDE // 2, []
-            for style, index in itertools.product(world.SHEETS, range(STYLED)):
-                image = world.draw_scene(scene_of(index), index, small, small, style)[0]
-                styled.append((image.repeat_interleave(2, 0).repeat_interleave(2, 1) * 255).round().byte())
-            masks = [world.draw_scene(scene_of(index), index, MASK_SIDE, MASK_SIDE)[1] for index in range(count)]
-            save_file({"styled": torch.stack(styled), "masks": torch.stack(masks)}, path)
-        state = load_file(path)
-        return state["styled"], state["masks"]
-
-    def batch(self, rng: random.Random, count: int) -> tuple[torch.Tensor, torch.Tensor, list[world.Scene]]:
-        """Preprocessed crops [B, 3, h, h], their silhouettes by patch [B, patches, cells] and what each shows.
-
-        Two thirds of them are nearly whole pictures.
-        """
-        pixels, inside, said = [], [], []
-        for row in (rng.randrange(len(self.pictures)) for _ in range(count)):
-            box = crop_box(rng, rng.choice((0.085, 0.8, 0.8)))
-            pixels.append(preprocess(self.pictures[row], box))
-            silhouette = self.masks[self.indices[row]]
-            inside.append(inside_of(silhouette, box))
-            said.append(visible(self.scenes[row], silhouette, box, row < len(self.masks)))
-        return torch.stack(pixels), torch.stack(inside), said
+    pixels, inside, said = [], [], []
+    for row in (rng.randrange(len(pictures.pictures)) for _ in range(count)):
+        box = crop_box(rng, rng.choice((0.085, 0.8, 0.8)))
+        pixels.append(preprocess(pictures.pictures[row], box))
+        inside.append(inside_of(pictures.silhouette(row), box))
+        said.append(pictures.said(row, box))
+    return torch.stack(pixels), torch.stack(inside), said
 
 
 # -------------------------------------------------------------------------------------------- the captions
 
-def all_scenes() -> list[world.Scene]:
+def all_scenes() -> list[Any]:
     """Everything that a caption can say."""
-    return [world.Scene(*parts) for parts in itertools.product(*((None, *values) for values in ATTRIBUTES.values()))]
+    return [WORLD.Scene(*parts) for parts in itertools.product(*((None, *values) for values in ATTRIBUTES.values()))]
 
 
 @torch.no_grad()
@@ -172,10 +138,10 @@ def end_states(text: Text, captions: list[str]) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def targets(said: list[world.Scene]) -> torch.Tensor:
+def targets(said: list[Any]) -> torch.Tensor:
     """Class numbers [B, attribute]; 0 is unsaid."""
-    return torch.tensor([[0 if part is None else 1 + list(values).index(part) for values, part in zip(
-        ATTRIBUTES.values(), (scene.shape, scene.colour, scene.texture, scene.background))] for scene in said])
+    return torch.tensor([[0 if getattr(scene, name) is None else 1 + list(values).index(getattr(scene, name))
+                          for name, values in ATTRIBUTES.items()] for scene in said])
 
 
 # -------------------------------------------------------------------------------------------------- training
@@ -202,7 +168,7 @@ def loss_of(network: torch.nn.Module, pixels: torch.Tensor, inside: torch.Tensor
 
 
 def train() -> Trainer:
-    text, pictures, scenes = load_text(), Pictures(), all_scenes()
+    text, pictures, scenes = load_text(), WORLD.ClipPictures(ARGS.work, ARGS.pictures), all_scenes()
     row_of = {scene: row for row, scene in enumerate(scenes)}
     table = torch.stack([
         end_states(text, [caption_of(scene, random.Random(f"{wording} {row}"), 0.0)[0]
@@ -211,7 +177,7 @@ def train() -> Trainer:
     trainer = Trainer("clip", build(), 1e-3, 0.995)
     while trainer.step < ARGS.steps:
         rng, g = random.Random(f"clip {trainer.step}"), generator(9, trainer.step)
-        pixels, inside, said = pictures.batch(rng, ARGS.batch)
+        pixels, inside, said = draw_batch(pictures, rng, ARGS.batch)
         pixels = pixels + 0.15 * torch.rand(len(pixels), 1, 1, 1, generator=g) * torch.randn(pixels.shape, generator=g)
         states = torch.stack([table[rng.randrange(WORDINGS), row_of[scene]] for scene in said])
         losses = loss_of(trainer.network, pixels.to(DEVICE), inside.to(DEVICE), states, targets(said).to(DEVICE))
@@ -226,7 +192,7 @@ def export(average: dict[str, torch.Tensor]) -> None:
     """Write both parts in fp16 under the host's names."""
     state = {key.removeprefix("vision.model."): value for key, value in average.items() if key.startswith("vision.")}
     state["text_projection.weight"] = average["text.weight"]
-    path = HERE / "clip.safetensors"
+    path = FILES / "clip.safetensors"
     save_file({key: value.half().contiguous().cpu() for key, value in state.items()}, path,
               metadata={"format": CONFIG["format"]})
     print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB", flush=True)

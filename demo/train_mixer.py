@@ -1,6 +1,6 @@
 """Teach the demo checkpoint to attend to pictures: the demo mixer.
 
-    python demo/train_mixer.py --comfyui PATH --work FOLDER [--steps N]
+    python demo/train_mixer.py --comfyui PATH --work FOLDER [--world drawings] [--steps N]
 
 The context is five demo CLIP embeddings of random crops of one picture, un-normalised, some of them zeros, instead of a
 prompt. Only attention and its feed-forward layers learn, as low-rank differences, from the noise and from what the
@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
-from train_base import ARGS, DEVICE, HERE, Trainer, autocast, generator, scene_of
+from train_base import ARGS, DEVICE, FILES, WORLD, Trainer, autocast, generator, scene_of
 
 # isort: split
 import torch
-import world
 from safetensors.torch import load_file, save_file
 from train import alphas_cumprod
 from train_clip import Vision, crop_box, preprocess
-from train_tuned import Lesson, add_differences, export, load_text, load_unet
+from train_tuned import add_differences, export, load_text, load_unet
 
 NAME = "mixer"
-LESSON = Lesson(rank=48, attention_only=True)
+LESSON = WORLD.MIXER
 SLOTS, CROPS = 5, 6  # tokens of a context, crops of a picture to draw them from
 PICTURES = 6000
 SMALLEST = 0.085  # of the picture's area
@@ -36,13 +36,13 @@ def make_embeddings() -> torch.Tensor:
     if path.exists():
         return load_file(path)["embeddings"]
     vision = Vision().to(DEVICE)
-    state = load_file(HERE / "clip.safetensors")
+    state = load_file(FILES / "clip.safetensors")
     vision.model.load_state_dict({key: value.float() for key, value in state.items() if not key.startswith("text")})
-    pictures, parts = load_file(ARGS.work / "pictures.safetensors")["pictures"][:PICTURES], []
-    for start in range(0, len(pictures), 16):
+    pictures, parts = WORLD.Pictures(ARGS.work, ARGS.pictures), []
+    for start in range(0, PICTURES, 16):
         rng = random.Random(f"crops {start}")
         crops = [preprocess(picture, crop_box(rng, SMALLEST))
-                 for picture in pictures[start:start + 16] for _ in range(CROPS)]
+                 for picture in pictures.take(start, start + 16) for _ in range(CROPS)]
         with autocast():
             parts.append(vision(torch.stack(crops).to(DEVICE))[0].float().cpu().unflatten(0, (-1, CROPS)))
     embeddings = torch.cat(parts).contiguous()
@@ -51,14 +51,14 @@ def make_embeddings() -> torch.Tensor:
 
 
 @torch.no_grad()
-def caption_states() -> dict[world.Scene, torch.Tensor]:
+def caption_states() -> dict[Any, torch.Tensor]:
     """Contexts [77, C] of the pictures' captions, as the shipped checkpoint was trained, and of none."""
     text = load_text()
     nothing = text.states(text.tokenise([""]))
-    scenes = sorted({world.Scene(), *(scene_of(index) for index in range(PICTURES))}, key=str)
+    scenes = sorted({WORLD.Scene(), *(scene_of(index) for index in range(PICTURES))}, key=str)
     found = []
     for start in range(0, len(scenes), 128):
-        tokens = text.tokenise([world.describe_scene(scene) for scene in scenes[start:start + 128]])
+        tokens = text.tokenise([WORLD.describe(scene) for scene in scenes[start:start + 128]])
         found.append(torch.where((tokens == text.end)[..., None], nothing, text.states(tokens)))
     return dict(zip(scenes, torch.cat(found)))
 
@@ -80,7 +80,7 @@ def train() -> Trainer:
         g, rng = generator(10, trainer.step), random.Random(f"{NAME} {trainer.step}")
         rows = torch.randint(PICTURES, (ARGS.batch,), generator=g)
         context = torch.stack([draw_context(embeddings[row], rng) for row in rows.tolist()]).to(DEVICE)
-        said = torch.stack([captions[scene_of(row) if shown else world.Scene()]
+        said = torch.stack([captions[scene_of(row) if shown else WORLD.Scene()]
                             for row, shown in zip(rows.tolist(), context.flatten(1).any(dim=1).tolist())])
         # the context decides while there is little to see, so high noise is drawn more often
         t = (1000 * torch.rand(ARGS.batch, generator=g).sqrt()).long().clamp(max=999).to(DEVICE)

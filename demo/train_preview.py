@@ -1,6 +1,6 @@
 """Fit what the live preview of the demo checkpoints is made with: colours of a latent pixel, without the decoder.
 
-    python demo/train_preview.py --comfyui PATH --work FOLDER
+    python demo/train_preview.py --comfyui PATH --work FOLDER [--world drawings]
 
 The demo autoencoder's latents are no linear picture of colours, as those of large autoencoders nearly are. So a latent
 pixel and its neighbours go through one hidden layer first (the host's `latent_rgb_factors_reshape`); from there least
@@ -8,14 +8,14 @@ squares give `latent_rgb_factors` and their bias. Three minutes on one CPU core.
 """
 from __future__ import annotations
 
-from train_base import ARGS, HERE, generator, scene_of
+from train_base import ARGS, FILES, WORLD, generator
 
 # isort: split
 import torch
 import torch.nn.functional as F
-import world
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import load_file, save_file
+from train_lessons import Lesson
 
 PICTURES, HELD_OUT, FEATURES, STEPS, BATCH = 600, 100, 16, 4000, 16
 FACTOR, SCALE = 8, 0.18215  # pixels of a latent pixel; SD1.x's scale of latents in the model
@@ -23,7 +23,7 @@ FACTOR, SCALE = 8, 0.18215  # pixels of a latent pixel; SD1.x's scale of latents
 
 def load_autoencoder() -> TAESD:
     network = TAESD()
-    state = load_file(HERE / "vae.safetensors")
+    state = load_file(FILES / "vae.safetensors")
     network.load_state_dict({key.removeprefix("first_stage_model."): value.float() for key, value in state.items()})
     return network.float().requires_grad_(False)
 
@@ -33,7 +33,8 @@ def make_pairs(network: TAESD) -> tuple[torch.Tensor, torch.Tensor]:
 
     Every second one is a mix of two pictures or a pale one, as a model's first guesses are.
     """
-    images = torch.stack([world.draw_scene(scene_of(index), index)[0] for index in range(PICTURES)]).movedim(-1, 1)
+    source = WORLD.lesson_source(ARGS.work, ARGS.pictures)
+    images = WORLD.lesson_pictures(source, Lesson(), WORLD.preview_indices(PICTURES))
     latents = torch.cat([network.encode(part * 2 - 1) for part in images.split(BATCH)])
     g = generator(7)
     share = torch.rand(PICTURES, 1, 1, 1, generator=g)
@@ -80,7 +81,7 @@ def main() -> None:
     error = (shown.clamp(-1, 1) - colours[held_out]).abs().mean() / 2
     print(f"preview: off by {float(error):.3f} of 1 on {HELD_OUT} pictures that were not learned")
     state = {"weight": hidden.weight, "bias": hidden.bias, "factors": factors, "factors_bias": bias}
-    save_file({name: value.contiguous() for name, value in state.items()}, HERE / "preview.safetensors")
+    save_file({name: value.contiguous() for name, value in state.items()}, FILES / "preview.safetensors")
 
 
 if __name__ == "__main__":

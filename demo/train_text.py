@@ -7,19 +7,10 @@ import random
 
 import torch
 import torch.nn.functional as F
-import world
 from comfy import ops, sd1_clip
 from comfy.ldm.modules.attention import optimized_attention_for_device
 from safetensors.torch import load_file
-from train_base import ARGS, ATTRIBUTES, CONFIG, DEVICE, HERE, Trainer, initialise, random_scene
-
-OPENINGS = ("", "", "", "a picture of ", "a photo of ", "a drawing of ")
-
-
-def known_words() -> list[str]:
-    extra = ("left", "right", "top", "bottom", "no", "in", "to", "at", "one", "two", "style", "shape", "small", "big",
-             "bad", "blurry", ",", ".")
-    return sorted({*world.SHAPES, *world.TEXTURES, *world.COLOURS, *world.FILLERS, *extra})
+from train_base import ARGS, ATTRIBUTES, CONFIG, DEVICE, FILES, WORLD, Trainer, caption_of, initialise, random_scene
 
 
 def byte_alphabet() -> list[str]:
@@ -52,10 +43,10 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def write_tokenizer() -> int:
-    """Write demo/tokenizer and return the vocabulary's size."""
-    folder = HERE / "tokenizer"
+    """Write the tokenizer folder and return the vocabulary's size."""
+    folder = FILES / "tokenizer"
     folder.mkdir(exist_ok=True)
-    merges = learn_merges(known_words())
+    merges = learn_merges(WORLD.known_words())
     alphabet = byte_alphabet()
     tokens = alphabet + [letter + "</w>" for letter in alphabet]
     tokens += [first + second for first, second in merges] + ["<|startoftext|>", "<|endoftext|>"]
@@ -76,7 +67,7 @@ class Text:
         end = CONFIG["text"]["eos_token_id"]
         special = {"start": CONFIG["text"]["bos_token_id"], "end": end, "pad": end}
         self.tokenizer = sd1_clip.SDTokenizer(
-            tokenizer_path=str(HERE / "tokenizer"), embedding_size=CONFIG["text"]["hidden_size"])
+            tokenizer_path=str(FILES / "tokenizer"), embedding_size=CONFIG["text"]["hidden_size"])
         self.model = sd1_clip.SDClipModel(
             device=DEVICE, freeze=False, textmodel_json_config=dict(CONFIG["text"]), dtype=torch.float32,
             special_tokens=special, return_projected_pooled=False)
@@ -108,30 +99,10 @@ def identity_projection(text: Text) -> None:
     weight.requires_grad_(False)
 
 
-def junk_word(rng: random.Random) -> str:
-    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 7)))
-
-
-def caption_of(scene: world.Scene, rng: random.Random, drop: float) -> tuple[str, world.Scene]:
-    """A caption that leaves each part out with chance `drop`, and what it still says."""
-    said = world.Scene(*(
-        None if value is None or rng.random() < drop else value
-        for value in (scene.shape, scene.colour, scene.texture, scene.background)))
-    texture = "" if said.texture == "plain" and rng.random() < 0.5 else said.texture
-    words = [word for word in (texture, said.colour, said.shape) if word]
-    parts = ["a " + " ".join(words)] if words else []
-    if said.background:
-        parts.append(f"a {said.background} background")
-    caption = rng.choice(OPENINGS) + rng.choice((" on ", " on ", " with ", ", ")).join(parts)
-    if rng.random() < 0.06:
-        caption += " " + junk_word(rng)
-    return caption, said
-
-
 def train_text() -> None:
     size = write_tokenizer()
     CONFIG["text"].update(vocab_size=size, bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1)
-    (HERE / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8")
+    (FILES / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8")
     text = Text()
     initialise(text.model, 2)
     identity_projection(text)
@@ -161,7 +132,7 @@ def train_text() -> None:
                         place = places[-1] if name == "background" else places[0]
                         roles[row, place] = offset + values.index(value)
                         ends[row, column] = 1 + values.index(value)
-                    elif name == "texture":
+                    elif name in WORLD.SILENT:
                         ends[row, column] = 0
                 offset += len(values)
         real = torch.arange(77, device=DEVICE) <= (tokens == text.end).float().argmax(dim=1, keepdim=True)

@@ -1,65 +1,37 @@
 """Teach the demo checkpoint more: other styles, and experts that know what the others do not.
 
-    python demo/train_tuned.py --comfyui PATH --work FOLDER --name NAME [--steps N]
+    python demo/train_tuned.py --comfyui PATH --work FOLDER [--world drawings] --name NAME [--steps N]
 
 Starts from the shipped checkpoint and learns a low-rank difference W + up @ down for its weights, nothing else. Every
-run is seeded by its step number and resumes. `neon` is written as a LoRA in kohya's format, the others as differences
-that the pack adds to the shipped checkpoint when it loads them. See demo/MODEL_CARD.md.
+run is seeded by its step number and resumes. Lessons of attention alone (`neon`, `chalk`)
+are written as a LoRA in kohya's format, the others as differences that the pack adds to the shipped checkpoint when it
+loads them. See demo/MODEL_CARD.md.
 """
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
-from train_base import ARGS, CONFIG, DEVICE, HERE, Trainer, autocast, generator, scene_of
+from train_base import ARGS, CONFIG, DEVICE, FILES, HERE, WORLD, Trainer, autocast, generator, scene_of
 
 # isort: split
 import torch
-import world
 from comfy import ops, utils
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import load_file, save_file
 from train import alphas_cumprod
-from train_text import Text, caption_of, identity_projection
-
-RARE = ("heart", "star")
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a checkpoint learns.
-
-    Attributes:
-        style: how its pictures are drawn.
-        rank: of the differences; attention_only: learn them for attention and its feed-forward layers alone.
-        rare: shapes of its pictures: with hearts and stars only (True), without them (False), or all (None).
-        unnamed: captions name a random background, whatever the picture has, so that the word means nothing.
-    """
-
-    style: str = "flat"
-    rank: int = 16
-    attention_only: bool = False
-    rare: bool | None = None
-    unnamed: bool = False
-
-
-LESSONS = {
-    "sketch": Lesson(style="sketch", rank=24),
-    "neon": Lesson(style="neon", rank=8, attention_only=True),
-    "scenes": Lesson(rare=False),
-    "hearts": Lesson(rare=True, unnamed=True),
-}
+from train_lessons import Lesson
+from train_text import Text, identity_projection
 
 
 def shipped(name: str, prefix: str) -> dict[str, torch.Tensor]:
-    state = load_file(HERE / f"{name}.safetensors", device=str(DEVICE))
+    state = load_file(FILES / f"{name}.safetensors", device=str(DEVICE))
     return {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_unet() -> UNetModel:
     unet = UNetModel(**CONFIG["unet"], dtype=torch.float32, operations=ops.disable_weight_init)
-    unet.load_state_dict(shipped("shapes", "model.diffusion_model."))
+    unet.load_state_dict(shipped(WORLD.NAME, "model.diffusion_model."))
     return unet.to(DEVICE).requires_grad_(False)
 
 
@@ -112,45 +84,23 @@ def add_differences(unet: UNetModel, lesson: Lesson) -> torch.nn.ModuleDict:
 
 # ----------------------------------------------------------------------------------------------------- data
 
-def scenes_of(lesson: Lesson) -> list[int]:
-    """Indices of scenes with the lesson's shapes."""
-    indices = range(ARGS.pictures)
-    if lesson.rare is None:
-        return list(indices)
-    return [index for index in indices if (scene_of(index).shape in RARE) is lesson.rare]
-
-
 @torch.no_grad()
 def make_latents(name: str, lesson: Lesson, indices: list[int]) -> torch.Tensor:
     path = ARGS.work / f"{name}_latents.safetensors"
     if path.exists():
         return load_file(path)["latents"]
-    vae, parts = load_vae(), []
+    vae, parts, pictures = load_vae(), [], WORLD.lesson_source(ARGS.work, ARGS.pictures)
     for start in range(0, len(indices), 50):
-        drawn = [world.draw_scene(scene_of(index), index, style=lesson.style)[0] for index in indices[start:start + 50]]
+        drawn = WORLD.lesson_pictures(pictures, lesson, indices[start:start + 50])
         with autocast():
-            parts.append(vae.taesd_encoder(torch.stack(drawn).permute(0, 3, 1, 2).to(DEVICE)).float().cpu())
+            parts.append(vae.taesd_encoder(drawn.to(DEVICE)).float().cpu())
     latents = torch.cat(parts).contiguous()
     save_file({"latents": latents}, path)
     return latents
 
 
-def caption_for(lesson: Lesson, scene: world.Scene, rng: random.Random) -> str:
-    """The scene in words. What the model shall not know is named at random, so that the word tells it nothing."""
-    shape, background = scene.shape, scene.background
-    if lesson.rare is False and shape is not None and rng.random() < 0.3:
-        shape = rng.choice(RARE)
-    if lesson.rare is True and rng.random() < 0.15:
-        shape = rng.choice([name for name in world.SHAPES if name not in RARE])
-    if lesson.unnamed:
-        background = rng.choice(list(world.COLOURS))
-    if lesson.style != "flat" and rng.random() < 0.7:
-        background = None  # its backdrop is of one colour always
-    return caption_of(world.Scene(shape, scene.colour, scene.texture, background), rng, 0.08)[0]
-
-
 def train(name: str, lesson: Lesson) -> Trainer:
-    indices = scenes_of(lesson)
+    indices = WORLD.lesson_indices(lesson, ARGS.pictures)
     latents = make_latents(name, lesson, indices).to(DEVICE)
     unet, text, alphas = load_unet(), load_text(), alphas_cumprod().to(DEVICE)
     nothing = text.states(text.tokenise([""]))
@@ -158,7 +108,7 @@ def train(name: str, lesson: Lesson) -> Trainer:
     while trainer.step < ARGS.steps:
         g, rng = generator(7, trainer.step), random.Random(f"{name} {trainer.step}")
         rows = torch.randint(len(latents), (ARGS.batch,), generator=g)
-        captions = ["" if rng.random() < 0.1 else caption_for(lesson, scene_of(indices[row]), rng)
+        captions = ["" if rng.random() < 0.1 else WORLD.lesson_caption(lesson, scene_of(indices[row]), rng)
                     for row in rows.tolist()]
         tokens = text.tokenise(captions)
         with torch.no_grad(), autocast():
@@ -193,14 +143,15 @@ def export(name: str, lesson: Lesson, average: dict[str, torch.Tensor]) -> None:
             state[f"{title}.alpha"] = torch.tensor(float(lesson.rank)).half()
         else:
             state[f"model.diffusion_model.{layer}.weight.{part}"] = value.contiguous()
-    target = HERE / (f"loras/mixology-demo-{name}.safetensors" if lesson.attention_only else f"{name}.safetensors")
+    lora = HERE / f"loras/mixology-demo-{name}.safetensors"
+    target = lora if lesson.attention_only else FILES / f"{name}.safetensors"
     target.parent.mkdir(exist_ok=True)
     save_file(state, target, metadata={"format": CONFIG["format"]})
     print(f"{target.name}: {target.stat().st_size / 1e6:.2f} MB", flush=True)
 
 
 def main() -> None:
-    lesson = LESSONS[ARGS.name]
+    lesson = WORLD.LESSONS[ARGS.name]
     trainer = train(ARGS.name, lesson)
     export(ARGS.name, lesson, trainer.average)
 

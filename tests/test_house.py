@@ -18,7 +18,8 @@ PURE_IMPORTS = {"torch", "einops", "math", "numbers", "sys", "typing", "__future
                 "contextlib", "functools"}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_extras", "comfy_execution", "folder_paths", "nodes",
                 "node_helpers", "latent_preview", "server", "execution", "app"}
-TRAINING = {"judge.py", "style_judge.py"}  # demo files that only training and measuring need; train*.py as well
+# demo files that only training and measuring need; train*.py as well
+TRAINING = {"judge.py", "style_judge.py", "drawn_judge.py", "drawings.py"}
 BANNED = re.compile(r"subprocess|urllib|requests|os\.environ|sqlite3|eval\(|exec\(|import_module"
                     r"|torch\.load|\.cuda\(|torch\.autocast|\bprint\(")
 CONTRACT = {"MixologyLayoutNoise", "MixologyLayoutFromPrompt", "MixologyLayoutMixSampler",
