@@ -67,17 +67,15 @@ class JointMerge:
         stages: which blocks run, and where tokens stand in their attention.
         layer: the picture's tokens down and across; side: of a token, in the latent's cells.
         inner: an override found in the host's slot, called in place of the kernel.
+        scaled: what scales the rows' own text somewhere in `inner`.
     """
 
     def __init__(self, merges: Sequence[tuple[slice, StyleTexts]],
                  stages: Sequence[tuple[RunningBlock, SharedSequence]], layer: tuple[int, int], side: int,
-                 inner: Attention | None):
+                 inner: Attention | None, scaled: ScaledSequence | None = None):
         self.merges, self.stages = merges, stages
         self.layer, self.side = layer, side
-        self.inner = inner
-        scaled = getattr(inner, "__self__", None)
-        # factors of the rows' own text are no other style's
-        self.beneath = scaled.inner if isinstance(scaled, ScaledSequence) else inner
+        self.inner, self.scaled = inner, scaled
         self.placed: dict[tuple[int, Span], list[Reader]] = {}  # by merge and pictures
         self.acted = False
 
@@ -90,10 +88,10 @@ class JointMerge:
         call = JointCall(q=q, k=k, v=v, heads=heads, args=args, kwargs=kwargs)
         stage = next((stage for running, stage in self.stages if running.index is not None), None)
         tokens = k.shape[call.axis]
-        if stage is None or tokens in (stage.pictures[1], stage.picture[1]):
+        sequence = None if stage is None else stage.fit(tokens)
+        if stage is None or (sequence is None and tokens in (stage.pictures[1], stage.picture[1])):
             chained = chain_override(func, self.inner)
             return chained(q, k, v, heads, *args, **kwargs)
-        sequence = stage.fit(tokens)
         if sequence is None or q.shape[call.axis] != tokens:
             raise ValueError(
                 f"{NODE} expected {stage.total} tokens in the model's attention, got {tokens}; remove the node that "
@@ -103,7 +101,17 @@ class JointMerge:
 
     def merge(self, func: Attention, call: JointCall, sequence: SharedSequence) -> Tensor:
         """What `attend` returns for an attention among the tokens of `sequence`."""
-        own, other = chain_override(func, self.inner), chain_override(func, self.beneath)
+        own = chain_override(func, self.inner)
+
+        def other(*args: Any, **kwargs: Any) -> Tensor:
+            if self.scaled is None:
+                return own(*args, **kwargs)
+            self.scaled.paused = True  # factors of the rows' own text are no other style's
+            try:
+                return own(*args, **kwargs)
+            finally:
+                self.scaled.paused = False
+
         placed = [self.place(index, sequence, call.q.device) for index in range(len(self.merges))]
         first_readers = [] if call.has_own_mask(sequence) else [readers[0] for readers in placed]
         groups = self.split_rows(len(call.q), first_readers)

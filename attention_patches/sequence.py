@@ -21,7 +21,8 @@ class TokenSequence:
     Attributes:
         text: those of the prompt, in the order of its factors; picture: those of what is sampled, frame after frame.
         pictures: picture and reference pictures together, which all read the text.
-        total: all of them, padding included; references: of these, in pictures that a network may leave out.
+        total: all of them, padding included; references: of these, in pictures that are shown beside.
+        optional: whether the network may leave references out.
         grid: tokens of one frame down and across; frames: of the picture.
     """
 
@@ -32,10 +33,11 @@ class TokenSequence:
     grid: tuple[int, int]
     frames: int = 1
     references: int = 0
+    optional: bool = False
 
     def holds(self, tokens: int) -> bool:
         """Whether an attention among so many tokens is the joint one."""
-        return tokens in (self.total, self.total - self.references)
+        return tokens == self.total or (self.optional and tokens == self.total - self.references)
 
     def describe(self) -> str:
         """What it consists of, for a message."""

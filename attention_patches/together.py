@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .sequence import Span
+from .sequence import Span, TokenSequence
 
 NOWHERE: Span = (0, 0)
 
@@ -44,6 +44,11 @@ class SharedSequence:
     def list_spans(self, style: int) -> tuple[Span, Span, Span]:
         """What a style's attention is among, in the order of a sequence with this style alone."""
         return self.before[style], self.pictures, self.after[style]
+
+    def as_one(self, like: TokenSequence) -> TokenSequence:
+        """The same for who asks for the picture's tokens only; like: of a call with the first text alone."""
+        return replace(like, text=(0, self.pictures[0]), picture=self.picture, pictures=self.pictures, total=self.total,
+                       references=self.references)
 
     def count_alone(self, style: int) -> int:
         """Tokens of a sequence with this style alone."""

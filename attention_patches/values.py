@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .rows import Attention, chain_override, split_evenly, token_axis
 from .sequence import RunningBlock, TokenSequence
 
 NODE = "Token Attention Scale"
+SCALED = "mixology_scaled"  # in transformer_options: what scales the rows' own text in this call
 
 
 def extend_factors(factors: Tensor, tokens: int, before: int = 0) -> Tensor:
@@ -110,6 +112,7 @@ class ScaledSequence:
     def __init__(self, factors: Tensor, sequence: TokenSequence, running: RunningBlock, inner: Attention | None):
         self.factors, self.sequence, self.running, self.inner = factors, sequence, running, inner
         self.acted = False
+        self.paused = False  # while a text is read that is not the rows' own
 
     def attend(self, func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
         """The override.
@@ -119,9 +122,10 @@ class ScaledSequence:
         """
         chained, axis = chain_override(func, self.inner), token_axis(kwargs)
         tokens, pictures = k.shape[axis], (self.sequence.picture[1], self.sequence.pictures[1])
-        if self.running.index is None or tokens in pictures:
+        joint = self.sequence.holds(tokens)
+        if self.paused or self.running.index is None or (not joint and tokens in pictures):
             return chained(q, k, v, heads, *args, **kwargs)
-        if not self.sequence.holds(tokens) or q.shape[axis] != tokens:
+        if not joint or q.shape[axis] != tokens:
             raise ValueError(
                 f"{NODE} expected {self.sequence.describe()} in the model's attention, got {tokens} tokens in all; "
                 f"remove the node that adds tokens to the model.")
@@ -177,18 +181,22 @@ def cut_mask(args: tuple[Any, ...], kwargs: dict[str, Any], parts: list[slice], 
 
 
 @contextmanager
-def scaled_outputs(layers: Sequence[torch.nn.Module], factors: Tensor) -> Iterator[None]:
+def scaled_outputs(readers: Sequence[tuple[torch.nn.Module, Sequence[torch.nn.Module]]], factors: Tensor,
+                   ) -> Iterator[None]:
     """Scales what layers make of a text's tokens, [rows, tokens, channels], for as long as the context lasts.
 
     Args:
-        layers: those that make values of the text; factors: [rows, tokens], of those that come first.
+        readers: what attends to the text, each with its layers that make values of it, once in a call.
+        factors: [rows, tokens], of those that come first.
 
     Raises:
-        ValueError: on a text of other rows or fewer tokens.
+        ValueError: on a text of other rows or fewer tokens, or where a reader makes no values of a text, or several.
     """
     rows, tokens = factors.shape
+    made: dict[torch.nn.Module, int] = {}  # times in the reader that runs
 
-    def scale(module: Any, args: Any, output: Tensor) -> Tensor:
+    def scale(module: torch.nn.Module, args: Any, output: Tensor) -> Tensor:
+        made[module] = made.get(module, 0) + 1
         if len(output) != rows or output.shape[1] < tokens:
             raise ValueError(
                 f"{NODE} expected text of {tuple(factors.shape)} rows and tokens, got {tuple(output.shape[:2])}; "
@@ -197,7 +205,16 @@ def scaled_outputs(layers: Sequence[torch.nn.Module], factors: Tensor) -> Iterat
         # a merge puts the texts of other styles behind the rows' own
         return scaled if output.shape[1] == tokens else torch.cat([scaled, output[:, tokens:]], dim=1)
 
+    def check(layers: Sequence[torch.nn.Module], module: Any, args: Any, output: Any) -> None:
+        counts = [made.pop(layer, 0) for layer in layers]
+        if any(count != 1 for count in counts):
+            raise ValueError(
+                f"{NODE} expected the model to read one text in each layer, got {max(counts)}; remove the node that "
+                f"replaces the model's text attention.")
+
     with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(layer.register_forward_hook(scale).remove)
+        for reader, layers in readers:
+            for layer in layers:
+                stack.callback(layer.register_forward_hook(scale).remove)
+            stack.callback(reader.register_forward_hook(partial(check, layers)).remove)
         yield

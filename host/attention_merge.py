@@ -108,6 +108,8 @@ def merge_conditionings(model: Patcher, masks: Tensor, conditionings: Mapping[st
             f"Merge Guider, which takes any model.")
     shared, painted = share_masks(model, masks, len(conditionings))
     check_prompts(conditionings)
+    if can_share(model.model):
+        check_masks(conditionings)
     first, *others = (conditioning[0] for conditioning in conditionings.values())
     model = read_merges(patch_model(model) if read_mark(first[1], SCALE_KEY) is not None else model)
     styles = [style for style, is_painted in zip(others, painted[1:]) if is_painted]
@@ -130,6 +132,19 @@ def share_masks(model: Patcher, masks: Tensor, styles: int) -> tuple[StyleMasks,
     masks = check_style_masks(masks, styles)
     painted = masks.flatten(1).any(1).tolist()
     return StyleMasks(masks[[True, *painted[1:]]].cpu()), painted
+
+
+def check_masks(conditionings: Mapping[str, Any]) -> None:
+    """Raises ValueError if a style after the first hides some of its tokens, or weighs them otherwise."""
+    for name in list(conditionings)[1:]:
+        mask = conditionings[name][0][1].get("attention_mask")
+        if mask is None:
+            continue
+        alike = bool((mask == mask.flatten()[:1]).all()) and (mask.is_floating_point() or bool(mask.any()))
+        if not alike:
+            raise ValueError(
+                f"Cross-Attention Merge expected a plain prompt at {name}, got one with an attention mask (such as "
+                f"Apply Style Model's attn_bias); put it first, or use strength_type multiply.")
 
 
 def check_prompts(conditionings: Mapping[str, Any]) -> None:

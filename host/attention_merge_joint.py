@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from ..attention_patches.attention_merge import StyleTexts, expand_rows
 from ..attention_patches.attention_merge_joint import JointMerge
 from ..attention_patches.sequence import watch_blocks
+from ..attention_patches.values import SCALED
 from .families.joint import find_joint
 from .families.together import Layout
-from .networks import OVERRIDE, find_network
+from .networks import INJECTED, OVERRIDE, SEQUENCE, family_name, find_network
 
 
 def can_share(model: Any) -> bool:
@@ -48,11 +50,17 @@ class SharedTexts:
         self.model, self.merges = model, merges
         # rows of other conditionings carry the texts too, unread: one pass through the network for all
         self.texts = [expand_rows(text, own, rows) for own, styles in merges for text in styles.texts]
-        self.stack = ExitStack()
+        self.stack, self.thread = ExitStack(), get_ident()
         self.merge: JointMerge | None = None
 
     def enter(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before the network runs: what it is called with instead."""
+        """Before the network runs: what it is called with instead.
+
+        Raises:
+            ValueError: for a node that changes the batch, or that is to act around this and cannot.
+        """
+        if get_ident() != self.thread:
+            return args, kwargs  # another run of the same network
         self.check()
         self.stack.close()
         family = find_joint(self.model)
@@ -64,15 +72,19 @@ class SharedTexts:
             raise ValueError(
                 f"Cross-Attention Merge expected {len(self.texts[0])} rows of text inside the model, got "
                 f"{len(context)}; remove the node that changes the model's batch.")
+        if options.get(INJECTED):
+            raise ValueError(
+                f"Cross-Attention Merge expected no Feature Injection on {family_name(self.model)}, got both; use the "
+                f"Epsilon Merge Guider beside it.")
         layout = Layout(family.sequence(network, given), [part.shape[1] for part in (context, *self.texts)],
                         family.list_blocks(network), options)
         stages = [(self.stack.enter_context(watch_blocks(stage.blocks)), stage.sequence)
                   for stage in family.together(self.model, layout, self.stack)]
         self.merge = JointMerge(self.merges, stages, layout.alone.grid, side=family.find_side(network),
-                                inner=options.get(OVERRIDE))
+                                inner=options.get(OVERRIDE), scaled=options.get(SCALED))
+        joined = {OVERRIDE: self.merge.attend, SEQUENCE: stages[0][1].as_one(layout.alone)}
         more: dict[str, Any] = {
-            "context": torch.cat([context, *self.texts], dim=1),
-            "transformer_options": {**options, OVERRIDE: self.merge.attend}}
+            "context": torch.cat([context, *self.texts], dim=1), "transformer_options": {**options, **joined}}
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.ndim == 2 and mask.shape[1] == context.shape[1]:
             more["attention_mask"] = show_more(mask, sum(layout.lengths[1:]))

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from ..attention_patches.sequence import watch_blocks
-from ..attention_patches.values import ScaledSequence, extend_factors, join_factors, make_value_patch, scaled_outputs
+from ..attention_patches.values import (
+    SCALED,
+    ScaledSequence,
+    extend_factors,
+    join_factors,
+    make_value_patch,
+    scaled_outputs,
+)
 from .families.cross import find_cross
 from .families.joint import SECOND, find_joint, pads_in_front
 from .families.transformers import SUPPORTED
@@ -183,7 +190,7 @@ def scaled_attention(model: Any, options: dict[str, Any], factors: Tensor, given
     if joint is not None:
         with watch_blocks(joint.list_blocks(network)) as running:
             scaled = ScaledSequence(factors, joint.sequence(network, given), running, options.get(OVERRIDE))
-            yield {**options, OVERRIDE: scaled.attend}
+            yield {**options, OVERRIDE: scaled.attend, SCALED: scaled}
             scaled.check_acted()
         return
     if cross is not None:

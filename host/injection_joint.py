@@ -20,7 +20,7 @@ from ..attention_patches.injection import (
 from ..attention_patches.sequence import watch_blocks
 from .families.transformers import find_transformer
 from .marks import Row, chunk_rows
-from .networks import OVERRIDE, NamedCall
+from .networks import INJECTED, OVERRIDE, SEQUENCE, NamedCall
 
 HAS_FEATURES = False
 
@@ -44,11 +44,12 @@ class TransformerCall:
     def __call__(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = NamedCall(executor, args, kwargs)
         options, shape = call.given["transformer_options"] or {}, call.given["x"].shape
-        sequence = self.family.sequence(self.network, call.given)
+        sequence = options.get(SEQUENCE) or self.family.sequence(self.network, call.given)
         positions = self.family.find_positions(self.network)
         with watch_blocks(self.family.list_blocks(self.network), positions) as running:
             override, injectors = self.make(JointCall(sequence, running), options, shape=shape)
-            result = call.run(executor, transformer_options={**options, OVERRIDE: override})
+            outside = self.kind == WrappersMP.APPLY_MODEL and bool(injectors)
+            result = call.run(executor, transformer_options={**options, OVERRIDE: override, INJECTED: outside})
         self.end(injectors)
         return result
 

@@ -60,7 +60,7 @@ class MarkedConds(dict[str, Any]):
     """The `model_conds` of a marked conditioning, which the host copies and fills when a run begins.
 
     With the text each mark becomes the run's own, one for each conditioning; none is left where the text was zeroed
-    out, which keeps all else of a conditioning.
+    out, which keeps all else of a conditioning, unless it is about other texts as well.
     """
 
     def copy(self) -> MarkedConds:
@@ -70,9 +70,9 @@ class MarkedConds(dict[str, Any]):
         super().__setitem__(key, value)
         if key == TEXT:
             fresh = {name: mark for name, mark in self.items() if isinstance(mark, Mark) and mark.made is None}
-            kept = bool(fresh) and bool(value.cond.any())
+            shown = bool(fresh) and bool(value.cond.any())
             for name, mark in fresh.items():
-                if kept:
+                if shown or getattr(mark.cond, "others", None):  # a second text may say it all
                     super().__setitem__(name, Mark(mark.cond, {}))
                 else:
                     del self[name]
@@ -165,11 +165,22 @@ def take_marks(conds: list[Conds | None], key: str) -> tuple[list[Any], list[Fou
     for row, cond in marked:
         mark, text = cond["model_conds"][key], cond["model_conds"].get(TEXT)
         owner = owners.setdefault((row[0], id(mark)), cond)
+        if was_zeroed(mark, owner):
+            continue
         read = 0 if text is None else text.cond.shape[1]
         own = owner["cross_attn"].shape[1] if "cross_attn" in owner else read
         found.append(Found(
             row=row, mark=mark.cond, made={} if mark.made is None else mark.made, cond=cond, own=own, read=read))
     return [None if group is None else [without_mark(cond, key) for cond in group] for group in conds], found
+
+
+def was_zeroed(mark: Mark, owner: dict[str, Any]) -> bool:
+    """Whether a text was zeroed out before the model made another of it (Anima); looked at once a run."""
+    if "cross_attn" not in owner or mark.made is None or getattr(mark.cond, "others", None):
+        return False
+    if "zeroed" not in mark.made:
+        mark.made["zeroed"] = not bool(owner["cross_attn"].any())
+    return mark.made["zeroed"]
 
 
 def without_mark(cond: dict[str, Any], key: str) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from comfy.patcher_extension import WrappersMP
 
 VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 OVERRIDE = "optimized_attention_override"  # in transformer_options: the host's slot for another attention
+# Ours in transformer_options, for one call: where tokens stand if not as the network alone has them, and whether
+# features are injected outside the network.
+SEQUENCE, INJECTED = "mixology_sequence", "mixology_injected"
 # By the host's class of a model's configuration; a class that is not here has the name of its nearest base that is.
 NAMES = {
     "SD15": "SD1.x", "SD20": "SD2.x", "SDXLRefiner": "SDXL Refiner", "SDXL": "SDXL", "SSD1B": "SSD-1B",

@@ -4,10 +4,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .factors import SCALE_KEY, TokenScale, patch_model
-from .families.encoders import count_rows
+from .families.encoders import T5_IDS, TEXT, count_rows
 from .marks import keep_text, mark_conditioning, read_mark, warn_of_unwired
 from .prompts import check_pictures, check_same, read_prompt, take_entry
 from .protocols import Patcher
@@ -42,12 +43,19 @@ def scale_tokens(model: Patcher, clip: Any, text: str, scales: str, start_percen
     factors = find_factors(clip, text, lines, prompt, elsewhere=conditioning is not None)
     model = patch_model(model)
     if any(bool((rows != 1.0).any()) for rows in factors.values()):
-        first, *others = factors
-        mark = TokenScale(factors[first], start_percent, end_percent, {name: factors[name] for name in others})
+        own, others = own_factors(factors, prompt[0][0].shape[1])
+        mark = TokenScale(own, start_percent, end_percent, others)
         prompt = mark_conditioning(prompt, SCALE_KEY, mark)
         keep_text(model, SCALE_KEY, mark, prompt[0][0])
         warn_of_unwired(mark.node)
     return model, prompt
+
+
+def own_factors(factors: dict[str, Tensor], rows: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Factors of a conditioning's own rows, ones where no tokenizer reads them, and those of its options."""
+    name = next((name for name in (TEXT, T5_IDS) if name in factors), None)
+    others = {option: values for option, values in factors.items() if option != name}
+    return torch.ones(1, rows) if name is None else factors[name], others
 
 
 def encode(clip: Any, text: str) -> list[Any]:

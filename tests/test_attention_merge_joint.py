@@ -176,10 +176,9 @@ def test_tokens_that_a_prompt_hides_stay_hidden() -> None:
     merged, positive = merge(model, torch.stack([torch.ones(8, 8), torch.zeros(8, 8)]), hidden, second)
     plain = run("qwen", model, hidden, shown)
     close(run("qwen", merged, positive, shown), plain)
-    half = torch.zeros(2, 8, 8)
-    half[0, :4], half[1, 4:] = 1, 1
-    merged, positive = merge(model, half, hidden, hidden)
-    assert differ(run("qwen", merged, positive, shown), run("qwen", model, second, shown))
+    assert differ(plain, run("qwen", model, first, shown))
+    with pytest.raises(ValueError, match="expected a plain prompt at conditioning_1, got one with an attention mask"):
+        merge(model, MASKS[:2], first, hidden)
 
 
 # --------------------------------------------------------------------------------------------------- token scale
@@ -228,6 +227,24 @@ def test_either_node_may_patch_the_model_first(scale_first: bool) -> None:
         expect("flux", whole, negative, factors=[others])), first, negative))
 
 
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_factors_stay_with_their_style_beside_a_node_that_passes_attention_on(name: str) -> None:
+    model, (first, _, _, negative) = model_of(name), prompts(name)
+    second, masks = ALL[name].conditioning(8, 9), soft_masks(2, 48, 40)
+
+    def pass_on(executor: Any, x: Tensor, t: Tensor, c_concat: Any, c_crossattn: Any, control: Any,
+                transformer_options: dict[str, Any], **kwargs: Any) -> Any:
+        inner = transformer_options[OVERRIDE]
+        options = {**transformer_options, OVERRIDE: lambda func, *args, **more: inner(func, *args, **more)}
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    marked, own = scale(first, -1.5, 2.0)
+    merged, positive = merge(patch_model(model), masks, marked, second)
+    merged.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another", pass_on)
+    close(run(name, merged, positive, negative),
+          run(name, written_out(model, expect(name, masks, first, second, factors=[own, None])), first, negative))
+
+
 # --------------------------------------------------------------------------------------------------- other nodes
 
 def sharpen(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
@@ -247,7 +264,7 @@ def test_an_override_of_another_node_acts_on_every_style(name: str) -> None:
     close(run(name, merged, positive, negative), run(name, model, alone(texts[0], texts[1]), negative))
 
 
-@pytest.mark.parametrize("name", ["flux", "longcat"])
+@pytest.mark.parametrize("name", ["flux", "longcat", "z_image", "lumina2", "auraflow", "krea2"])
 def test_features_may_be_injected_beside(name: str) -> None:
     """Into a merge of equal prompts as into the plain run; into one of others it does what the plain run shows."""
     model, (*texts, negative) = model_of(name), prompts(name)
@@ -263,6 +280,28 @@ def test_features_may_be_injected_beside(name: str) -> None:
     whole = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
     close(go(*merge(injecting, whole, texts[0], texts[1])), go(injecting, alone(texts[0], texts[1])))
     assert differ(plain, go(model, texts[0]))
+
+
+@pytest.mark.parametrize("name", ["sd3", "omnigen2"])
+def test_features_outside_a_network_are_refused(name: str) -> None:
+    """They have no place for wrappers around the network, so that injection would stand inside the merge."""
+    model, (*texts, negative) = model_of(name), prompts(name)
+    trajectory = invert(model, texts[2], {"samples": ALL[name].latent(1, *ALL[name].size)}, 3)
+    merged, positive = merge(inject_features(model, trajectory, texts[2], 1.0, 0.0), MASKS, *texts)
+    with pytest.raises(ValueError, match="expected no Feature Injection on .*, got both; use the Epsilon Merge Guider"):
+        inject(tiny.cfg_guider(merged, positive, negative), trajectory, "euler",
+               sigmas=trajectory.sigmas.flip(0)[:2])
+
+
+def test_a_style_that_weighs_its_tokens_is_refused() -> None:
+    model, (first, second, _, _) = model_of("flux"), prompts("flux")
+    bias = torch.zeros(1, 43, 43)
+    bias[..., :5] = -2.0
+    biased = [[second[0][0], {**second[0][1], "attention_mask": bias}]]
+    with pytest.raises(ValueError, match="expected a plain prompt at conditioning_1, got one with an attention mask"):
+        merge(model, soft_masks(2, 48, 40), first, biased)
+    even = [[second[0][0], {**second[0][1], "attention_mask": torch.ones(1, 23, dtype=torch.long)}]]
+    merge(model, soft_masks(2, 48, 40), first, even)
 
 
 def test_a_node_that_wraps_blocks_may_stay() -> None:

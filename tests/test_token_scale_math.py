@@ -200,7 +200,7 @@ def test_wherever_text_and_pictures_stand(sequence: TokenSequence, first: int, m
 
 
 def test_references_that_a_network_leaves_out() -> None:
-    sequence = TokenSequence((0, 4), (4, 6), (4, 9), 13, (2, 3), references=3)
+    sequence = TokenSequence((0, 4), (4, 6), (4, 10), 14, (2, 3), references=4, optional=True)  # as many as text
     q, k, v = (draw(1, 10, WIDTH, seed=seed) for seed in range(3))
     factors = torch.tensor([[1.0, -2.0, 1.0, 1.0]])
     everywhere = torch.ones(1, 10, 10, dtype=torch.float64)
@@ -227,13 +227,35 @@ def test_attention_that_never_comes_is_told() -> None:
 
 # ----------------------------------------------------------------------------------------------- values of a layer
 
-def test_outputs_of_layers_are_scaled_while_asked() -> None:
+class Reader(torch.nn.Module):
+    """Attends to a text; a node may make it read none, or several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v = torch.nn.Linear(3, 5).double()
+
+    def forward(self, *texts: Tensor) -> list[Tensor]:
+        return [self.v(text) for text in texts]
+
+
+def test_values_of_a_text_are_scaled_while_asked() -> None:
     """Behind a bias, too: what attention weighs is the value."""
-    layer = torch.nn.Linear(3, 5).double()
+    reader = Reader()
     text, factors = draw(2, 4, 3), torch.tensor([[1.0, -2.0, 1.0, 0.0], [3.0, 1.0, 1.0, 1.0]])
-    plain = layer(text)
-    with scaled_outputs([layer], factors):
-        assert torch.equal(layer(text), plain * factors.double().unsqueeze(-1))
+    plain = reader(text)[0]
+    with scaled_outputs([(reader, [reader.v])], factors):
+        assert torch.equal(reader(text)[0], plain * factors.double().unsqueeze(-1))
+        longer = reader(torch.cat([text, text], dim=1))[0]
+        assert torch.equal(longer[:, :4], plain * factors.double().unsqueeze(-1))
+        assert torch.allclose(longer[:, 4:], plain, rtol=0, atol=1e-12)
         with pytest.raises(ValueError, match=r"expected text of \(2, 4\) rows and tokens, got \(2, 3\)"):
-            layer(text[:, 1:])
-    assert torch.equal(layer(text), plain)
+            reader(text[:, 1:])
+    assert torch.equal(reader(text)[0], plain)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_layer_that_reads_no_text_or_several_is_told(count: int) -> None:
+    reader, text = Reader(), draw(1, 2, 3)
+    words = f"expected the model to read one text in each layer, got {count}; remove"
+    with scaled_outputs([(reader, [reader.v])], torch.full((1, 2), 2.0)), pytest.raises(ValueError, match=words):
+        reader(*[text] * count)

@@ -46,13 +46,20 @@ class CrossFamily:
         """All blocks that read the text."""
         return [block for name in (self.blocks, *self.more) for block in getattr(network, name)]
 
-    def list_values(self, network: Any, given: Mapping[str, Any]) -> list[Any]:
-        """The layers that make values of the text in a call, whose arguments are given by name."""
-        names = [self.values]
-        if self.picture_values and given.get("clip_fea") is None:
-            names.append(self.picture_values)
-        modules = [dict(block.named_modules()) for block in self.list_reading(network)]
-        return [found[name] for found in modules for name in names if name in found]
+    def list_values(self, network: Any, given: Mapping[str, Any]) -> list[tuple[Any, list[Any]]]:
+        """What attends to the text, each with its layers that make values of it, in a call.
+
+        Args:
+            given: the call's arguments by name.
+        """
+        found = []
+        for reader in self.list_readers(network):
+            layers = [reader.get_submodule(self.values.rpartition(".")[2])]
+            twin = self.picture_values.rpartition(".")[2]
+            if twin and given.get("clip_fea") is None and hasattr(reader, twin):
+                layers.append(reader.get_submodule(twin))
+            found.append((reader, layers))
+        return found
 
     def list_blocks(self, network: Any) -> list[Any]:
         """What attends among the picture's tokens."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class CallSizes:
 
     Attributes:
         text: tokens of its text; second: of a second one; grid: of one frame of its picture down and across.
-        frames: of the picture; references: tokens of reference pictures.
+        frames: of the picture; references: tokens of reference pictures; seen: of pictures that a text encoder saw.
     """
 
     text: int
@@ -40,6 +40,7 @@ class CallSizes:
     frames: int = 1
     references: int = 0
     second: int = 0
+    seen: int = 0
 
     @property
     def picture(self) -> int:
@@ -91,9 +92,10 @@ def with_two_texts(network: Any, sizes: CallSizes) -> TokenSequence:
 
 
 def with_quotes(network: Any, sizes: CallSizes) -> TokenSequence:
-    """[text, second text, picture], or the second text first."""
+    """[pictures as CLIP sees them, text, second text, picture], or the second text before the first."""
     words = sizes.text + (0 if network.byt5_in is None else sizes.second)
-    return sizes.sequence(0, words, (words, sizes.picture), words + sizes.picture, words=words)
+    first = sizes.seen + words
+    return sizes.sequence(sizes.seen, first, (first, sizes.picture), first + sizes.picture, words=words)
 
 
 def lay_twice(network: Any, words: Tensor, second: Tensor) -> Tensor:
@@ -120,6 +122,7 @@ class JointFamily:
         wraps: whether the network has a place for wrappers of its own around a call.
         positions: which argument of a block holds the rotations of positions, by place and by name, where a picture's
             positions follow the length of the text; None where they do not. See `find_positions`.
+        optional: whether it may leave reference pictures out.
         together: how the texts of several prompts stand in one call; None where they cannot.
         lay: factors [values, tokens] of the words and of a second text's, as `place` has them; None without such.
     """
@@ -129,6 +132,7 @@ class JointFamily:
     side: int = 0
     wraps: bool = True
     positions: tuple[int, str] | None = None
+    optional: bool = False
     together: Together | None = None
     lay: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
@@ -150,9 +154,12 @@ class JointFamily:
         side = self.find_side(network)
         frames, *grid = count_tokens(given["x"], side)
         second = next((given[name] for name in SECOND if given.get(name) is not None), None)
-        return self.place(network, CallSizes(
+        seen = given.get("clip_fea")
+        placed = self.place(network, CallSizes(
             text=given["context"].shape[1], second=0 if second is None else second.shape[-2], grid=(grid[0], grid[1]),
-            frames=frames, references=count_picture_tokens(given.get("ref_latents") or [], side)))
+            frames=frames, references=count_picture_tokens(given.get("ref_latents") or [], side),
+            seen=0 if seen is None else seen.shape[1]))
+        return replace(placed, optional=self.optional)
 
 
 DOUBLE_SINGLE = ("double_blocks", "single_blocks")
@@ -162,7 +169,7 @@ FAMILIES = {f"comfy.ldm.{name}": family for name, family in {
     "chroma.model.Chroma": JointFamily(DOUBLE_SINGLE, together=with_ids),
     "chroma_radiance.model.ChromaRadiance": JointFamily(DOUBLE_SINGLE, together=with_ids),
     "qwen_image.model.QwenImageTransformer2DModel": JointFamily(("transformer_blocks",), together=with_ids),
-    "krea2.model.SingleStreamDiT": JointFamily(("blocks",), together=with_ids_and_fusion),
+    "krea2.model.SingleStreamDiT": JointFamily(("blocks",), optional=True, together=with_ids_and_fusion),
     "lumina.model.NextDiT": JointFamily(
         ("layers",), with_padding, positions=(2, "freqs_cis"), together=with_refiners),
     "hidream.model.HiDreamImageTransformer2DModel": JointFamily(

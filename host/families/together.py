@@ -44,7 +44,7 @@ class Layout:
         """One text after another, then what follows the first alone."""
         alone = self.alone
         return place_texts(self.lengths, alone.pictures, alone.picture, frames=alone.frames,
-                           references=alone.references)
+                           references=alone.references if alone.optional else 0)
 
     def place_words(self) -> SharedSequence:
         """The texts without a picture."""
