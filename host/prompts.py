@@ -14,8 +14,10 @@ from .families.encoders import (
     FAMILIES,
     TEXT,
     Place,
+    count_rows,
     find_template,
     name_encoder,
+    open_pictures,
     place_readers,
     takes_pictures,
     tells_words,
@@ -27,13 +29,14 @@ from .spelling import (
     cut_quotes,
     cut_template,
     has_embedding,
+    loses_first_turn,
     restore_spaces,
     spell_prompt,
 )
 from .words import NAME, Part, Reading, split_parts
 
 EMBEDDING = re.compile(rf"(?:(?<=[\s()])|^){NAME}")
-TURN_TOKENS = 3  # at most, of a turn's opening, where the encoder cuts the template's front before it
+TURN_TOKENS = 2  # at most, before the line break of a turn's opening, where spaces joined it and the encoder cuts none
 LIKENESS = 0.99  # cosine of a row and what it should be: half precision and weights of words stay above
 
 
@@ -77,6 +80,11 @@ def find_prompt(clip: Any, text: str, place: Place, spelled: Spelled) -> Spelled
     prompt = cut_template(spelled, *find_template(clip.tokenizer, place.reader.name))
     if prompt is None:
         prompt = cut_chat(spelled)
+        if prompt is not None and place.reader.cut and loses_first_turn(spelled):
+            raise ValueError(
+                f"Token Attention Scale expected a system turn before the user's in a prompt that brings its own chat "
+                f"template, got none, and the text encoder of {name_encoder(clip.tokenizer)} cuts off a first turn; "
+                f"write '<|im_start|>system', a text and '<|im_end|>' before it, or leave the template out.")
     if prompt is None:
         raise ValueError(
             "Token Attention Scale expected to find the prompt in the text encoder's template, got another spelling "
@@ -105,17 +113,17 @@ def check_encoder(clip: Any, encoded: Mapping[str, list[Any]], places: Sequence[
 
 
 def follows_pictures(clip: Any, place: Place, spelled: Spelled, elsewhere: bool) -> bool:
-    """Whether pictures stand before a prompt; nothing but their number of tokens tells.
+    """Whether more stands before a prompt than a turn's opening; only pictures may, see `check_pictures`.
 
     Raises:
         ValueError: if it does not begin where the encoder cuts its template's front, and cannot follow pictures.
     """
-    tokens = [token for letter, owners in spelled if not letter.isspace() for token in owners]
-    if not tokens or 0 <= place.first + min(tokens) <= TURN_TOKENS:
+    letter, first = next(((letter, min(owners)) for letter, owners in spelled if owners), ("", None))
+    if first is None or -letter.isspace() <= place.first + first <= TURN_TOKENS:  # a line break alone is cut off
         return False
-    if place.first + min(tokens) > 0 and elsewhere and takes_pictures(clip.tokenizer, place.reader.name):
+    if place.first + first > 0 and elsewhere and takes_pictures(clip.tokenizer, place.reader.name):
         return True
-    raise mismatch(clip, place.count - min(tokens), place.first + place.count, elsewhere)
+    raise mismatch(clip, place.count - first - (letter == "\n"), place.first + place.count, elsewhere)
 
 
 def check_length(clip: Any, places: Sequence[Place], rows: Mapping[str, int], elsewhere: bool) -> None:
@@ -164,16 +172,48 @@ def check_same(given: tuple[Tensor, dict[str, Any]], own: tuple[Tensor, dict[str
 
     Their lengths do not matter, so that nodes which weigh words in a way of their own may have made them.
     """
+    counts = [count_rows(*entry) for entry in (given, own)]
     for reading in readings:
+        if counts[0][reading.rows] != counts[1].get(reading.rows):
+            raise another_text()
         places = sorted(frozenset[int]().union(*(part.tokens for part in reading.parts)))
         rows, expected = (take_rows(entry, reading.rows, places) for entry in (given, own))
-        same = rows.shape == expected.shape and bool(
-            (cosine_similarity(rows, expected, dim=-1) >= LIKENESS).all() if rows.shape[-1] > 1
-            else (rows == expected).all())
-        if not same:
+        if not same_rows(rows, expected):
+            raise another_text()
+
+
+def check_pictures(clip: Any, text: Tensor, readings: Sequence[Reading]) -> None:
+    """Raises ValueError if no picture opens a conditioning [B, tokens, channels] that is longer than its prompt.
+
+    Rows before the first picture depend on nothing behind them, so that any conditioning with one begins with them.
+    """
+    for name in (reading.encoder for reading in readings if reading.after_pictures):
+        for opening in open_pictures(clip.tokenizer):
+            tokens = clip.tokenize(opening)
+            padding = getattr(clip.tokenizer, name).pad_token
+            own = clip.encode_from_tokens_scheduled(tokens)[0][0]
+            places = range(own.shape[1] - sum(token == padding for token, *_ in tokens[name][0]))
+            if same_rows(take_rows((text, {}), TEXT, places), take_rows((own, {}), TEXT, places)):
+                break
+        else:
             raise ValueError(
-                "Token Attention Scale expected the conditioning of this text, got another; give the very text and "
-                "CLIP that it was made with, or connect no conditioning.")
+                "Token Attention Scale expected the conditioning of this text, alone or behind pictures as the host's "
+                "TextEncodeQwenImageEdit writes them, got another; give the very text and CLIP that it was made with, "
+                "or connect no conditioning.")
+
+
+def another_text() -> ValueError:
+    """What says that a conditioning is not that of the text."""
+    return ValueError(
+        "Token Attention Scale expected the conditioning of this text, got another; give the very text and CLIP that "
+        "it was made with, or connect no conditioning.")
+
+
+def same_rows(rows: Tensor, expected: Tensor) -> bool:
+    """Whether rows [tokens, values] point where they should; single values must be equal."""
+    return rows.shape == expected.shape and bool(
+        (cosine_similarity(rows, expected, dim=-1) >= LIKENESS).all() if rows.shape[-1] > 1
+        else (rows == expected).all())
 
 
 def take_rows(entry: tuple[Tensor, dict[str, Any]], name: str, places: Sequence[int]) -> Tensor:

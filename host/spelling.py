@@ -157,6 +157,12 @@ def cut_chat(spelled: Spelled) -> Spelled | None:
     return spelled[first:] if last < 0 else spelled[first:last]
 
 
+def loses_first_turn(spelled: Spelled) -> bool:
+    """Whether the user's turn comes first and another behind it, where encoders cut off what stands before that."""
+    text = "".join(letter for letter, _ in spelled)
+    return text.startswith(TURN) and CHAT in text[len(TURN):]
+
+
 def cut_before(spelled: Spelled, marker: str) -> Spelled:
     """What stands behind a marker; all of it where there is none."""
     _, found, behind = "".join(letter for letter, _ in spelled).partition(marker)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .factors import SCALE_KEY, TokenScale, patch_model
 from .families.encoders import T5_IDS, TEXT, count_rows
 from .marks import keep_text, mark_conditioning, read_mark, warn_of_unwired
-from .prompts import check_same, read_prompt, take_entry
+from .prompts import check_pictures, check_same, read_prompt, take_entry
 from .protocols import Patcher
 from .words import Scale, parse_scales, place_scales
 
@@ -82,6 +82,8 @@ def find_factors(clip: Any, text: str, lines: Sequence[Scale], conditioning: lis
         return {}
     readings = read_prompt(clip, text, count_rows(rows, options), elsewhere)
     factors = place_scales(readings, lines)
-    if elsewhere and not any(reading.after_pictures for reading in readings):
+    if any(reading.after_pictures for reading in readings):
+        check_pictures(clip, rows, readings)
+    elif elsewhere:
         check_same((rows, options), encode(clip, text)[0], readings)
     return factors

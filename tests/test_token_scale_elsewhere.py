@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from comfy.text_encoders.longcat_image import LongCatImageTokenizer
-from encoders import text_encoder
+from encoders import ENCODERS, MODERN, text_encoder
 from mixology.host.factors import SCALE_KEY
 from mixology.host.marks import read_mark
 from mixology.host.token_scale import scale_tokens
@@ -34,7 +34,14 @@ def seeing_encoder(name: str) -> Any:
         rows = torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * embed["data"].mean()
         return rows.to(device), torch.tensor([[1, 12, 8]])
 
-    clip.cond_stage_model.qwen25_7b.transformer.preprocess_embed = see
+    def see_deep(embed: dict[str, Any], device: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        rows, grid = see(embed, device)
+        return rows, {"grid": grid, "deepstack": [torch.zeros_like(rows)]}
+
+    if name == "krea2":
+        clip.cond_stage_model.qwen3vl_4b.transformer.preprocess_embed = see_deep
+    else:
+        clip.cond_stage_model.qwen25_7b.transformer.preprocess_embed = see
     return clip
 
 
@@ -173,3 +180,30 @@ def test_words_behind_pictures_of_longcat() -> None:
     before, after = edit(clip, PROMPT, 1), edit(clip, OTHER, 1)
     assert before[0][0].shape[1] > 512 + 24
     assert places_of(clip, PROMPT, "platypus", before) == changed(before, after)
+
+
+SEEING = [name for name in ("qwen", "hunyuan_video_15", "krea2") if name in {**ENCODERS, **MODERN}]
+LONGER = "a blue whale and a big dog in the snow at night under seven stars"
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_longer_text_is_no_picture(name: str) -> None:
+    """Whatever length it has, and also where it begins as the text does; a picture's opening alone is proof."""
+    clip = seeing_encoder(name)
+    text = "a red cat"
+    for longer in (LONGER, "a red cat in", "a red cat in the", "a red cat, a red cat", f"Picture 1: {LONGER}"):
+        with pytest.raises(ValueError, match="expected the conditioning of this text, .*got another; give the very "
+                                             "text and CLIP that it was made with, or connect no conditioning"):
+            scale(clip, text, "cat = -1", encode(clip, longer))
+    before, after = edit(clip, PROMPT, 2), edit(clip, OTHER, 2)
+    assert places_of(clip, PROMPT, "platypus", before) == changed(before, after)
+    moved = [[before[0][0].roll(1, dims=1), before[0][1]]]
+    with pytest.raises(ValueError, match="alone or behind pictures as the host's TextEncodeQwenImageEdit writes them"):
+        scale(clip, PROMPT, "platypus = -1", moved)
+
+
+def test_a_longer_text_of_an_encoder_that_sees_none() -> None:
+    clip = text_encoder("hunyuan_image")
+    for longer in ("a red cat in", "a red cat in the snow", LONGER):
+        with pytest.raises(ValueError, match="give the very text and CLIP that it was made with, or connect no cond"):
+            scale(clip, "a red cat", "cat = -1", encode(clip, longer))

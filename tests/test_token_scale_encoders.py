@@ -8,7 +8,7 @@ from pathlib import Path
 import nodes as core
 import pytest
 import torch
-from encoders import MODERN, text_encoder
+from encoders import ENCODERS, MODERN, text_encoder
 from mixology.host.families.encoders import BYT5, LLAMA, T5_IDS, TEXT, count_rows, find_template
 from mixology.host.prompts import read_prompt
 from mixology.host.words import place_scales
@@ -25,6 +25,9 @@ SLOW = ("klein", "klein_8b")  # 28 layers for 512 tokens
 FAST = [name for name in MODERN if name not in SLOW]
 SCRIPTED = [name for name in FAST if name not in ("chroma", "cosmos", "ltxv", "hunyuan_video")]  # T5 knows none
 TURNED = [name for name in FAST if name not in ("hunyuan_video", *PLAIN)]  # with a chat template
+TEMPLATED = [name for name in FAST if name not in PLAIN]
+CUT = [name for name in ("qwen", "krea2", "hunyuan_image", "hunyuan_video_15", "longcat", "kandinsky")
+       if name in {**ENCODERS, **MODERN}]  # they cut off a template's front
 
 
 class Encoder:
@@ -115,6 +118,27 @@ def test_a_prompt_of_the_template_s_words(encoder: Encoder) -> None:
     for word in ("end", "start", "user", "system"):
         places = encoder.places(before, word)
         assert places and max(places) < min(encoder.places(before, "platypus"))
+
+
+@pytest.mark.parametrize("encoder", TEMPLATED, indirect=True)
+@pytest.mark.parametrize("spaces", ["\t \t \t \t \t \t ", "\n\n \n\t\n \t ", "\u2003" * 3, "\n", "  ", "\r\n\r\n"])
+def test_spaces_before_a_prompt(encoder: Encoder, spaces: str) -> None:
+    """As many as one likes, of any kind."""
+    before, after = (f"{spaces}{word} here" for word in ("platypus", "quokka"))
+    places = {*encoder.places(before, "platypus"), *encoder.places(after, "quokka")}
+    assert sorted(places) == encoder.changed(before, after)
+
+
+@pytest.mark.parametrize("encoder", CUT, indirect=True)
+def test_a_user_s_turn_without_a_system_s(encoder: Encoder) -> None:
+    """Alone it is read; the encoder cuts it off where another turn follows."""
+    alone = "<|im_start|>user\na red {} here<|im_end|>"
+    before, after = (alone.format(word) for word in ("platypus", "quokka"))
+    assert encoder.places(before, "platypus") == encoder.changed(before, after)
+    opened = f"{before}\n<|im_start|>assistant\n"
+    with pytest.raises(ValueError, match=r"expected a system turn before the user's in a prompt that brings its own "
+                                         r"chat template, got none, and the text encoder of .* cuts off a first turn"):
+        encoder.places(opened, "platypus")
 
 
 # --------------------------------------------------------------------------------------------------- one encoder each

@@ -27,6 +27,12 @@ PEOPLE = {  # what people call them, by the name of the host's tokenizer
     "SAT5": "Stable Audio",
 }
 LONGCAT = "comfy.text_encoders.longcat_image.LongCatImageTokenizer"
+PICTURE = "<|vision_start|>"  # opens a picture among a prompt's tokens
+EDIT = (  # what the host's TextEncodeQwenImageEditPlus writes before its pictures
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. Generate a new image "
+    "that meets the user's requirements while maintaining consistency with the original input where "
+    "appropriate.<|im_end|>\n<|im_start|>user\n")
 PROMPT_START = "<Prompt Start>"  # ends the system prompt that people write before a prompt for Lumina 2
 
 
@@ -142,6 +148,14 @@ def takes_pictures(tokenizer: Any, name: str) -> bool:
         return hasattr(tokenizer, "EDIT_PREFIX")
     template = getattr(tokenizer, "llama_template_images", "")
     return "{}" in template and template.partition("{}")[2] == find_template(tokenizer, name)[1]
+
+
+def open_pictures(tokenizer: Any) -> list[str]:
+    """What a prompt with pictures may begin with, up to the first: as its tokenizer and the host's nodes write it."""
+    if is_kind(tokenizer, LONGCAT):
+        return [tokenizer.EDIT_PREFIX.partition(PICTURE)[0] + PICTURE]
+    own = tokenizer.llama_template_images.partition(PICTURE)[0] + PICTURE
+    return [own, *(f"{EDIT}Picture {number}: {PICTURE}" for number in (1, 2, 3))]
 
 
 def tells_words(tokenizer: Any) -> bool:
