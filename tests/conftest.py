@@ -64,10 +64,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: ranks[item.path])
 
 
-def read_name(item: pytest.Item) -> Any:
+def read_name(item: pytest.Item) -> str | None:
     """The family that a test is about, if any."""
     spec = getattr(item, "callspec", None)
-    return None if spec is None else spec.params.get("name")
+    name = None if spec is None else spec.params.get("name")
+    return name if isinstance(name, str) else None
 
 
 @pytest.fixture(scope="session")
