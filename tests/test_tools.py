@@ -19,14 +19,17 @@ from typing import Any
 import commands
 import environment
 import gallery
+import kept_runs
 import packages
 import pytest
 import stage
 import workflow
-from comfyui import Server
+from comfyui import Run, Server
 from commands import Failure
 from graph import Graph
+from kept_runs import KeptRuns
 from PIL import Image
+from progress import Progress
 
 SAMPLER_INPUTS = {"required": {"model": ["MODEL", {}], "seed": ["INT", {"default": 0, "control_after_generate": True}],
                                "steps": ["INT", {"default": 20}], "sampler_name": [["euler", "ddim"], {}],
@@ -380,3 +383,56 @@ def test_counts_are_read_from_a_report(tmp_path: Path) -> None:
     assert not test_command["read_counts"](report)
     report.write_text('<testsuites><testsuite tests="5" failures="1" errors="0" skipped="2"/></testsuites>')
     assert test_command["read_counts"](report) == {"tests": 5, "failures": 1, "errors": 0, "skipped": 2}
+
+
+def test_a_gallery_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    posted: list[Any] = []
+
+    def post(prompt: Any, on_event: Any) -> Run:
+        posted.append(prompt)
+        return Run("id", images={"3": [b"\x89PNG\x00"]}, outputs={"3": {"images": []}})
+
+    def start(state: str) -> stage.Stage:
+        server: Any = SimpleNamespace(post=post)
+        return stage.Stage(server, {}, Progress(2), KeptRuns(tmp_path, state))
+
+    sampled: Any = SimpleNamespace(prompt={"1": {"class_type": "Sampler", "inputs": {"seed": 3}}})
+    other: Any = SimpleNamespace(prompt={"1": {"class_type": "Sampler", "inputs": {"seed": 4}}})
+    first = start("0.30.0").run(sampled, "first")
+    again = start("0.30.0")
+    assert len(again.kept) == 1 and again.run(sampled, "again") == first and len(posted) == 1
+    next(again.kept.folder.glob("*.json")).write_text("{", encoding="utf-8")
+    assert again.run(sampled, "a torn file is run again") == first and len(posted) == 2
+    again.run(other, "another seed")
+    assert len(posted) == 3
+    elsewhere = start("0.31.0")
+    assert len(elsewhere.kept) == 0 and [path.name for path in tmp_path.iterdir()] == [elsewhere.kept.folder.name]
+    touched = tmp_path / "shipped.py"
+    touched.write_text("1", encoding="utf-8")
+    monkeypatch.setattr(kept_runs, "ROOT", tmp_path)
+    monkeypatch.setattr(kept_runs, "SHIPPED", ("shipped.py",))
+    changed = KeptRuns(tmp_path / "runs", "0.31.0").folder
+    touched.write_text("12", encoding="utf-8")
+    assert KeptRuns(tmp_path / "runs", "0.31.0").folder != changed, "another pack, other results"
+
+
+def test_an_interrupted_run_is_not_kept(tmp_path: Path) -> None:
+    kept = KeptRuns(tmp_path, "")
+    kept.keep({}, Run("id", status="interrupted"))
+    assert kept.find({}) is None and len(kept) == 0
+
+
+@pytest.mark.parametrize(("variables", "count"), [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+                                                  ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_a_servers_threads_do_not_spin_beside_other_load(variables: dict[str, str], count: str | None, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "main.py").write_text("import json, os; print(json.dumps(dict(os.environ)))\n", encoding="utf-8")
+    host = environment.Host(tmp_path, Path(sys.executable), "0.30.0")
+    server = Server(host, name="spin")
+    with pytest.raises(Failure):
+        server.__enter__()
+    assert json.loads(server.log.read_text(encoding="utf-8").splitlines()[-1]).get("GOMP_SPINCOUNT") == count

@@ -1,6 +1,7 @@
 """Shows what Mixology does, set-up included: python3 tools/demo.py [--serve] [--checkpoint FILE] [--only NAME]
 
-Starts a real ComfyUI with this pack, runs every show on the demo checkpoint and writes a gallery page.
+Starts a real ComfyUI with this pack, runs every show on the demo checkpoint and writes a gallery page; started again
+after it was cut off, it goes on where it stopped. --only names one technique.
 --serve opens the GUI instead and leaves it running. COMFYUI_PATH uses an install that is already there.
 """
 from __future__ import annotations
@@ -37,7 +38,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="the GUI's port (default 8188 with --serve, else any free one)")
     parser.add_argument("--checkpoint", type=lambda text: Path(text).expanduser().resolve(), metavar="FILE",
                         help="run on this SD1.x or SDXL checkpoint")
-    parser.add_argument("--only", metavar="NAME", help="one show")
+    parser.add_argument("--only", metavar="NAME",
+                        help="one technique: cocktail, dual_style, fusion, magicmix, mixer or token_scale")
     return parser.parse_args()
 
 
@@ -63,6 +65,7 @@ def show(options: argparse.Namespace) -> int:
     """Runs the shows on a real server and writes the gallery."""
     from comfyui import Server
     from gallery import Section, write_page
+    from kept_runs import KeptRuns
     from progress import Progress
     from stage import Stage, read_checkpoint
 
@@ -72,16 +75,20 @@ def show(options: argparse.Namespace) -> int:
     started = time.monotonic()
     say(f"Starting ComfyUI {host.version} ...")
     paths_file = environment.paths_file(host, checkpoint.path if checkpoint else None)
+    kept = KeptRuns(PAGE.parent / "runs", f"{host.version} {checkpoint.path if checkpoint else ''}")
+    if len(kept):
+        say(f"The last start was cut off: going on after {len(kept)} prompts that are done.")
     sections: list[Section] = []
     with Server(host, options.port, paths_file, name="demo") as server:
         definitions = server.object_info()
         require_pack(definitions, server.log)
         with Progress(sum(module.count_runs(checkpoint is not None) for module in shows)) as progress:
             for module in shows:
-                sections += module.perform(Stage(server, definitions, progress, checkpoint))
+                sections += module.perform(Stage(server, definitions, progress, kept, checkpoint))
     model = f"{checkpoint.path.name} ({checkpoint.family})" if checkpoint else "the demo checkpoint"
     write_page(PAGE, "Mixology gallery", f"Made by ComfyUI {host.version} on {model} in "
                f"{time.monotonic() - started:.0f} seconds, set-up aside.", sections)
+    kept.clear()
     say(f"The gallery is at {PAGE}")
     return 0
 

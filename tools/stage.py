@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfyui import Event, Run, Server
 from commands import ROOT, Failure
+from kept_runs import KeptRuns
 from progress import Progress
 from titles import template_path
 from workflow import Workflow
@@ -40,6 +41,7 @@ class Stage:
     server: Server
     definitions: dict[str, Any]
     progress: Progress
+    kept: KeptRuns
     checkpoint: Checkpoint | None = None
 
     @property
@@ -59,14 +61,17 @@ class Stage:
         return workflow
 
     def run(self, workflow: Workflow, label: str) -> Run:
-        """Runs a prompt under the progress bar."""
+        """Runs a prompt under the progress bar, unless an earlier start that was cut off had done so."""
         self.progress.begin(label)
 
         def follow(event: Event) -> None:
             if event.kind == "progress" and event.data.get("max"):
                 self.progress.move(event.data["value"] / event.data["max"])
 
-        run = self.server.post(workflow.prompt, follow)
+        run = self.kept.find(workflow.prompt)
+        if run is None:
+            run = self.server.post(workflow.prompt, follow)
+            self.kept.keep(workflow.prompt, run)
         self.progress.end()
         return run
 
