@@ -147,7 +147,7 @@ class Injector:
                     f"{tuple(mine.shape)}; remove the node that changes the model's batch or its tokens.")
             first, rotation = position
             if rotation is not None and chunk.reading.first != first:
-                theirs = turn(theirs, source[2][0], rotation)
+                theirs = turn(theirs.to(own.device), source[2][0].to(own.device), rotation)  # read on another card
             theirs = theirs.to(mine).expand_as(mine)
             if chunk.mask is not None:
                 key = chunk.area, layer

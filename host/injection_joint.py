@@ -1,7 +1,7 @@
 """Feature injection in the host's diffusion transformers, where text and picture share one sequence of tokens."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -20,7 +20,7 @@ from ..attention_patches.injection import (
 from ..attention_patches.sequence import watch_blocks
 from .families.transformers import find_transformer
 from .marks import Row, chunk_rows
-from .networks import INJECTED, OVERRIDE, SEQUENCE, NamedCall
+from .networks import INJECTED, OVERRIDE, SEQUENCE, NamedCall, find_network
 
 HAS_FEATURES = False
 
@@ -38,15 +38,17 @@ class TransformerCall:
     """
 
     def __init__(self, network: Any):
-        self.network, self.family = network, find_transformer(network)
+        self.family = find_transformer(network)
         self.kind = WrappersMP.DIFFUSION_MODEL if self.family.wraps else WrappersMP.APPLY_MODEL
 
-    def __call__(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         call = NamedCall(executor, args, kwargs)
+        # the one that runs: each card has a network of its own
+        network = executor.class_obj if self.kind == WrappersMP.DIFFUSION_MODEL else find_network(executor.class_obj)
         options, shape = call.given["transformer_options"] or {}, call.given["x"].shape
-        sequence = options.get(SEQUENCE) or self.family.sequence(self.network, call.given)
-        positions = self.family.find_positions(self.network)
-        with watch_blocks(self.family.list_blocks(self.network), positions) as running:
+        sequence = options.get(SEQUENCE) or self.family.sequence(network, call.given)
+        positions = self.family.find_positions(network)
+        with watch_blocks(self.family.list_blocks(network), positions) as running:
             override, injectors = self.make(JointCall(sequence, running), options, shape=shape)
             outside = self.kind == WrappersMP.APPLY_MODEL and bool(injectors)
             result = call.run(executor, transformer_options={**options, OVERRIDE: override, INJECTED: outside})
