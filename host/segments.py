@@ -71,6 +71,8 @@ class SegmentRunner:
             noise, latent_image: what fills outside a noise mask, [B, C, ...] in model space.
         """
         self.sampler, self.guider, self.sigmas, self.begin = sampler, guider, sigmas, begin
+        self.levels = sigmas.tolist()
+        self.numbers: list[tuple[str, torch.Tensor]] = []  # of each piece, and whether its end is finite
         self.extra_args, self.callback = extra_args, callback
         self.noise, self.latent_image, self.denoise_mask = noise, latent_image, denoise_mask
         self.last = len(sigmas) - 1
@@ -136,14 +138,14 @@ class SegmentRunner:
                 reader, x.clone(), sigmas, extra_args=arguments,
                 callback=lambda told: report(told["i"], told["denoised"], told["x"], j - i), disable=True,
                 **sampler.extra_options)
-            self._check(sampler, result, x, (i, j))
+            self._check(sampler, result, x, i, j)
             return (sampling.inverse_noise_scaling(sigmas[-1], result) if j == self.last else result).to(x)
         result = sampler.sample(
             self.guider, sigmas, arguments, self._report(i), self._noise_to(sampler, x, sigmas), self.latent_image,
             self.denoise_mask, True)
-        self._check(sampler, result, x, (i, j))
+        self._check(sampler, result, x, i, j)
         if j < self.last:
-            result = result / float(sampling.inverse_noise_scaling(self.sigmas[j].cpu(), torch.ones(1).double()))
+            result = result / float(sampling.inverse_noise_scaling(self.sigmas.cpu()[j], torch.ones(1).double()))
         return result.to(x)
 
     def _noise_to(self, sampler: Sampler, x: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -166,19 +168,25 @@ class SegmentRunner:
                 f"{name_sampler(sampler)}; choose another sampler.")
         return solve_noise(x, self.latent_image, level)
 
-    def _check(self, sampler: Sampler, result: Any, x: torch.Tensor, ends: tuple[int, int]) -> None:
-        """Raises ValueError if what a sampler returned is no state."""
-        low, high = (float(self.sigmas[end]) for end in ends)
-        name, span = name_sampler(sampler), f"from sigma {low:.4g} to {high:.4g}"
+    def _check(self, sampler: Sampler, result: Any, x: torch.Tensor, i: int, j: int) -> None:
+        """Raises ValueError if what a sampler returned is no state. Numbers are looked at where the run ends, since
+        that waits for the device."""
+        name = name_sampler(sampler)
         if not isinstance(result, torch.Tensor) or result.shape != x.shape:
             got = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise ValueError(
                 f"The sampling run expects a latent of the shape {tuple(x.shape)} back from the sampler {name}, got "
                 f"{got}; choose another sampler.")
-        if not bool(result.isfinite().all()):
-            raise ValueError(
-                f"The sampling run expects numbers back from the sampler {name} {span}, got NaN or infinite ones; "
-                f"choose another sampler, or load the model at a higher precision.")
+        piece = f"{name} from sigma {self.levels[i]:.4g} to {self.levels[j]:.4g}"
+        self.numbers.append((piece, result.isfinite().all()))
+        if j < self.end:
+            return
+        for piece, finite in zip((piece for piece, _ in self.numbers),
+                                 torch.stack([finite for _, finite in self.numbers]).tolist()):
+            if not finite:
+                raise ValueError(
+                    f"The sampling run expects numbers back from the sampler {piece}, got NaN or infinite ones; "
+                    f"choose another sampler, or load the model at a higher precision.")
 
     def run(self, x: torch.Tensor, i: int, j: int) -> torch.Tensor:
         """Sample `x` from grid index i to j and return the state there. Euler steps for who makes no single step."""
