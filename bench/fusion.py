@@ -4,7 +4,7 @@
 
 Four guiders take turns on the same start and sigmas: plain CFG (2 rows a step), and the fusion of two checkpoints (2
 rows of each), of two prompts on one model (3 rows in one call), and of two differently patched clones of one checkpoint
-(2 rows of each, and the host patches the weights anew between them).
+(2 rows of each; with weights of their own where memory allows, else patched anew between them).
 """
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def main() -> None:
     result = race_guiders(guiders, arguments, side, "2 experts")
     print(f"{result.compare('checkpoints', 'plain')} (4 rows against 2)")
     print(f"{result.compare('prompts', 'plain')} (3 rows against 2)")
-    print(f"{result.compare('clones', 'checkpoints')} (patched anew between the experts)")
+    print(f"{result.compare('clones', 'checkpoints')} (differently patched)")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from .conds import check_sigmas, is_active, wants_pairs
 from .experts import Expert, ExpertGuider, is_same_prompt, may_share
 from .fusion_strip import overlay_maps
 from .maps import RunMaps
-from .own_copies import Copies, check_shared
+from .own_copies import Copies, check_shared, separate_weights
 from .protocols import Guider, Sampler
 from .run import find_cell
 
@@ -84,6 +84,8 @@ class SaliencyGuider(ExpertGuider):
     Saliency is measured on what the model answers, before any function of other nodes; those act on their own expert's
     guidance. Functions that a sampler adds for itself see the fused prediction.
 
+    Models that share a checkpoint and patch it unlike get weights of their own where memory allows.
+
     A copy (copy.copy) shares the other experts and the maps, and may be given prompts, a model or options of its own.
 
     Args:
@@ -105,6 +107,8 @@ class SaliencyGuider(ExpertGuider):
         check_count(experts)
         check_settings(blur, softness, start_percent, end_percent)
         check_choices(saliency_uncond, outside, len(experts))
+        models = separate_weights([expert.model for expert in experts])
+        experts = [replace(expert, model=model) for expert, model in zip(experts, models)]
         super().__init__(experts[0])
         self.blur, self.softness, self.saliency_uncond = blur, softness, saliency_uncond
         self.start_percent, self.end_percent, self.outside = start_percent, end_percent, outside

@@ -1,6 +1,7 @@
-"""What keeps state through a run and may not be shared by models that paint one picture.
+"""What models that paint one picture may not share, or had better not.
 
-Prompts get copies of their ControlNets and of hooks with keyframes; what cannot be copied is refused.
+What keeps state through a run: prompts get copies of their ControlNets and of hooks with keyframes; what cannot be
+copied is refused. And weights that are patched unlike, which the host would patch anew between two evaluations.
 """
 from __future__ import annotations
 
@@ -8,13 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import comfy.hooks
+import comfy.model_management
 import comfy.sampler_helpers
+import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..samplers.wording import legible
 from .conds import keeps_state
+from .protocols import Patcher
 
 CFG_FUNCTIONS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
+ROOM = 0.8  # of a device's memory, which two models may fill
 
 Cond = dict[str, Any]
 Copies = dict[int, Any]  # by id of the original, so that what was one thing stays one thing
@@ -52,6 +57,45 @@ def copy_hooks(hooks: Any, copies: Copies) -> Any:
                 copies[id(frames)] = frames.clone()
             hook.hook_keyframe = copies[id(frames)]
     return copies[id(hooks)]
+
+
+def separate_weights(models: Sequence[Patcher]) -> list[Patcher]:
+    """The models, of which each that shares weights with an earlier one, and patches them unlike, has its own.
+
+    Where memory allows, and the host can load the checkpoint once more as it does for several cards; else the model
+    stays as it is, and the host patches the weights anew between the two. Equal patches keep sharing.
+    """
+    found: list[Patcher] = []
+    loaded: dict[Any, Patcher] = {}  # by the patches of what was loaded once more
+    for n, model in enumerate(models):
+        earlier = next((found[i] for i in range(n) if models[i] is model), None)
+        if earlier is not None:
+            found.append(earlier)
+            continue
+        unlike = any(other.is_clone(model) and other.patches_uuid != model.patches_uuid for other in found)
+        key = id(model.model), model.patches_uuid
+        if unlike and key in loaded:
+            found.append(model.clone(model_override=loaded[key].get_clone_model_override()))
+        elif unlike and can_load_again(model, len(loaded) + 1):
+            loaded[key] = model.deepclone_multigpu()
+            found.append(loaded[key])
+        else:
+            found.append(model)
+    return found
+
+
+def can_load_again(model: Patcher, times: int = 1) -> bool:
+    """Whether the host knows how to load this checkpoint again, nothing hangs on its present weights, and memory holds
+    so many more of them."""
+    if not hasattr(model, "deepclone_multigpu") or model.cached_patcher_init is None or model.is_dynamic():
+        return False
+    if model.hook_patches or any(name.startswith("diffusion_model") for name in model.object_patches):
+        return False
+    size, device = model.model_size(), model.load_device
+    if size > ROOM * comfy.model_management.get_free_memory(torch.device("cpu")):
+        return False
+    # of the other checkpoints in a fusion nothing is known here; the host makes room if need be
+    return size * (times + 1) <= ROOM * comfy.model_management.get_total_memory(device)
 
 
 def enters_model(conds: list[Cond]) -> bool:
