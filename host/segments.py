@@ -138,12 +138,12 @@ class SegmentRunner:
                 reader, x.clone(), sigmas, extra_args=arguments,
                 callback=lambda told: report(told["i"], told["denoised"], told["x"], j - i), disable=True,
                 **sampler.extra_options)
-            self._check(sampler, result, x, i, j)
+            self._check(sampler, result, x, piece=(i, j))
             return (sampling.inverse_noise_scaling(sigmas[-1], result) if j == self.last else result).to(x)
         result = sampler.sample(
             self.guider, sigmas, arguments, self._report(i), self._noise_to(sampler, x, sigmas), self.latent_image,
             self.denoise_mask, True)
-        self._check(sampler, result, x, i, j)
+        self._check(sampler, result, x, piece=(i, j))
         if j < self.last:
             result = result / float(sampling.inverse_noise_scaling(self.sigmas.cpu()[j], torch.ones(1).double()))
         return result.to(x)
@@ -168,7 +168,7 @@ class SegmentRunner:
                 f"{name_sampler(sampler)}; choose another sampler.")
         return solve_noise(x, self.latent_image, level)
 
-    def _check(self, sampler: Sampler, result: Any, x: torch.Tensor, i: int, j: int) -> None:
+    def _check(self, sampler: Sampler, result: Any, x: torch.Tensor, piece: tuple[int, int]) -> None:
         """Raises ValueError if what a sampler returned is no state. Numbers are looked at where the run ends, since
         that waits for the device."""
         name = name_sampler(sampler)
@@ -177,15 +177,15 @@ class SegmentRunner:
             raise ValueError(
                 f"The sampling run expects a latent of the shape {tuple(x.shape)} back from the sampler {name}, got "
                 f"{got}; choose another sampler.")
-        piece = f"{name} from sigma {self.levels[i]:.4g} to {self.levels[j]:.4g}"
-        self.numbers.append((piece, result.isfinite().all()))
-        if j < self.end:
+        low, high = (self.levels[index] for index in piece)
+        self.numbers.append((f"{name} from sigma {low:.4g} to {high:.4g}", result.isfinite().all()))
+        if piece[1] < self.end:
             return
-        for piece, finite in zip((piece for piece, _ in self.numbers),
-                                 torch.stack([finite for _, finite in self.numbers]).tolist()):
-            if not finite:
+        finite = torch.stack([finite for _, finite in self.numbers]).tolist()
+        for (span, _), numbers in zip(self.numbers, finite):
+            if not numbers:
                 raise ValueError(
-                    f"The sampling run expects numbers back from the sampler {piece}, got NaN or infinite ones; "
+                    f"The sampling run expects numbers back from the sampler {span}, got NaN or infinite ones; "
                     f"choose another sampler, or load the model at a higher precision.")
 
     def run(self, x: torch.Tensor, i: int, j: int) -> torch.Tensor:
