@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .fonts import Font, load_default
 
 WIDTH, SMALLEST, LARGEST = 760, 96, 192  # pixels of a sheet in all, and of the longer side of its pictures
 TEXT, GAP = 26, 8
@@ -15,7 +17,6 @@ LINE = TEXT + GAP
 PAPER, INK, FRAME = (32, 32, 32), (235, 235, 235), (96, 96, 96)
 
 Colour = tuple[float, float, float]  # 0 to 1
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_sheet(
@@ -30,7 +31,7 @@ def draw_sheet(
     Returns:
         IMAGE [1, H, W, 3]; its size goes by the number of columns, not by the pictures' size.
     """
-    font = make_font()
+    font = load_default(TEXT)
     tiles = [make_tile(picture, max(SMALLEST, min(LARGEST, WIDTH // columns))) for picture in pictures]
     width = max(tiles[0].width, *(measure(caption, font) for caption in captions)) + GAP
     height = LINE + tiles[0].height + GAP
@@ -50,14 +51,6 @@ def draw_sheet(
         pen.rectangle((x, y, x + TEXT - 1, y + TEXT - 1), fill=(red, green, blue), outline=FRAME)
         pen.text((x + LINE, y), text, fill=INK, font=font)
     return torch.from_numpy(numpy.array(sheet)).float()[None] / 255
-
-
-def make_font() -> Font:
-    """Pillow's own font at the sheet's size; its only size where Pillow is older than 10.1 or lacks FreeType."""
-    try:
-        return ImageFont.load_default(TEXT)
-    except (TypeError, ImportError, OSError):
-        return ImageFont.load_default()
 
 
 def measure(text: str, font: Font) -> int:

@@ -12,6 +12,7 @@ from .inversion import BlendPrompts, Invert, LoadTrajectory, SaveTrajectory, Tra
 from .layout import LayoutFromPrompt, LayoutMixKSampler, LayoutMixSampler, LayoutNoise
 from .mixer import MixerConditioning, MixerImage, MixerText
 from .spatial import EpsilonMergeGuider, GradientMask
+from .sweep import LabelledGrid, Sweep
 from .token_scale import TokenScale
 
 
@@ -20,4 +21,5 @@ class MixologyExtension(ComfyExtension):
         return [LayoutNoise, LayoutFromPrompt, LayoutMixSampler, LayoutMixKSampler, TokenScale, AttentionMerge,
                 GradientMask, EpsilonMergeGuider, CycleSampler, BlendPrompts, Invert, FeatureInjection,
                 TrajectoryStart, CocktailKSampler, SaveTrajectory, LoadTrajectory, Expert, SaliencyGuider,
-                SaliencyMaps, MixerImage, MixerText, MixerConditioning, DemoCheckpoint, DemoPicture]
+                SaliencyMaps, MixerImage, MixerText, MixerConditioning, Sweep, LabelledGrid, DemoCheckpoint,
+                DemoPicture]

@@ -29,7 +29,9 @@ def within_bounds(execute: Execute) -> Execute:
         for socket in schema.inputs:
             if socket.id in given:
                 name = f"{socket.id} of {schema.display_name}"
-                given[socket.id] = check_value(given[socket.id], socket, name, cls)
+                value, many = given[socket.id], schema.is_input_list and isinstance(given[socket.id], list)
+                given[socket.id] = [check_value(one, socket, name, cls) for one in value] if many else check_value(
+                    value, socket, name, cls)
         return execute(**given)
 
     return checked

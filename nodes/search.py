@@ -56,6 +56,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     "MixologyMixerConditioning": (
         "prompt for image mixer", "prompt like ip-adapter", "prompt like redux", "prompt to combine images",
         "prompt to mix images", "image variations"),
+    "MixologySweep": (
+        "xy plot", "grid search", "parameter sweep", "list of values", "float list", "int list", "range", "loop"),
+    "MixologyLabelledGrid": (
+        "xy grid", "xyz plot", "image grid", "contact sheet", "montage", "side by side", "label images"),
     "MixologyDemoCheckpoint": ("tiny model", "example checkpoint", "test model", "shapes"),
     "MixologyDemoPicture": ("draw shape", "test image", "example image"),
 }
@@ -117,6 +121,10 @@ CHINESE: dict[str, tuple[str, ...]] = {
     "MixologyMixerConditioning": (
         "\u56fe\u50cf\u6df7\u5408", "\u56fe\u7247\u6df7\u5408", "\u6df7\u56fe", "\u56fe\u50cf\u53d8\u4f53",
         "\u6df7\u5408\u6761\u4ef6"),
+    "MixologySweep": (
+        "\u626b\u63cf", "\u53c2\u6570\u626b\u63cf", "\u6570\u503c\u5217\u8868", "\u6279\u91cf\u6d4b\u8bd5"),
+    "MixologyLabelledGrid": (
+        "\u7f51\u683c", "\u56fe\u7247\u7f51\u683c", "\u62fc\u56fe", "\u6807\u7b7e", "\u5bf9\u6bd4\u56fe"),
     "MixologyDemoCheckpoint": (
         "\u6f14\u793a", "\u793a\u4f8b\u6a21\u578b", "\u6d4b\u8bd5\u6a21\u578b", "\u5c0f\u6a21\u578b",
         "\u68c0\u67e5\u70b9"),

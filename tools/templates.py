@@ -16,6 +16,7 @@ import templates_fusion as fusion
 import templates_magicmix as magicmix
 import templates_mixer as mixer
 import templates_modern as modern
+import templates_sweep as sweep
 from graph import Graph, load_definitions
 from titles import ALL, DEMO, template_path
 from worlds import Demo, Real
@@ -28,7 +29,8 @@ BUILDERS: dict[str, Callable[[Graph, Real], list[str]]] = {
     "cocktail_checkpoints": cocktail.checkpoints, "cocktail_lora": cocktail.lora, "cocktail_photo": cocktail.photo,
     "fusion_checkpoints": fusion.checkpoints, "fusion_cross_domain": fusion.cross_domain,
     "fusion_two_prompts": fusion.two_prompts, "fusion_three_experts": fusion.three_experts,
-    "mixer_two_pictures": mixer.two_pictures, "mixer_picture_words": mixer.picture_words, "mixer_crops": mixer.crops}
+    "mixer_two_pictures": mixer.two_pictures, "mixer_picture_words": mixer.picture_words, "mixer_crops": mixer.crops,
+    "sweep_grid": sweep.grid, "sweep_strip": sweep.strip}
 
 
 def build(name: str, definitions: dict[str, Any], names: dict[str, str]) -> str:
