@@ -10,6 +10,7 @@ from .fusion import Expert, SaliencyGuider, SaliencyMaps
 from .injection import CocktailKSampler, FeatureInjection
 from .inversion import BlendPrompts, Invert, LoadTrajectory, SaveTrajectory, TrajectoryStart
 from .layout import LayoutFromPrompt, LayoutMixKSampler, LayoutMixSampler, LayoutNoise
+from .metrics import ClipMetrics, ImageMetrics
 from .mixer import MixerConditioning, MixerImage, MixerText
 from .spatial import EpsilonMergeGuider, GradientMask
 from .token_scale import TokenScale
@@ -20,4 +21,5 @@ class MixologyExtension(ComfyExtension):
         return [LayoutNoise, LayoutFromPrompt, LayoutMixSampler, LayoutMixKSampler, TokenScale, AttentionMerge,
                 GradientMask, EpsilonMergeGuider, CycleSampler, BlendPrompts, Invert, FeatureInjection,
                 TrajectoryStart, CocktailKSampler, SaveTrajectory, LoadTrajectory, Expert, SaliencyGuider,
-                SaliencyMaps, MixerImage, MixerText, MixerConditioning, DemoCheckpoint, DemoPicture]
+                SaliencyMaps, MixerImage, MixerText, MixerConditioning, ImageMetrics, ClipMetrics,
+                DemoCheckpoint, DemoPicture]

@@ -30,6 +30,16 @@ def check_image(image: torch.Tensor, node: str) -> torch.Tensor:
     return repeat(image, "b h w 1 -> b h w colours", colours=3) if shape[3] == 1 else image[..., :3]
 
 
+def pad_to_square(images: torch.Tensor) -> torch.Tensor:
+    """Pictures [B, H, W, C] in the middle of a square of their own mean colour."""
+    height, width = images.shape[1:3]
+    side = max(height, width)
+    square = images.mean((1, 2), keepdim=True).repeat(1, side, side, 1)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, top:top + height, left:left + width] = images
+    return square
+
+
 def is_trained(weight: torch.Tensor | None) -> bool:
     """Whether a projection [out, in] can be one that a file brought, as far as its values tell.
 
