@@ -14,9 +14,9 @@ from .metrics_lpips import find_network, measure_lpips
 NODE = "Image Metrics"
 HEAD = ("picture", "L2", "PSNR dB", "SSIM", "smooth 20%", "smooth all")
 MEANING = (
-    "More alike: L2, smooth and LPIPS lower (0: equal), PSNR and SSIM higher (SSIM 1: equal).\n"
-    "smooth: how far the total variation is from the reference's, as a share of it; in the central 20% of the width, "
-    "and in the whole picture.")
+    "More alike: lower L2, smooth and LPIPS; higher PSNR and SSIM.\n"
+    "smooth: difference of the total variation from the reference's, as a share of it, in the central 20% of the width "
+    "and in all.")
 
 Figures = tuple[str, float, float, float, float, float]
 
@@ -56,8 +56,7 @@ def measure_pictures(image: torch.Tensor, reference: torch.Tensor) -> Figures:
     shown = rows if len(rows) == 1 else [*rows, ("mean", means)]
     head = HEAD if not distances else (*HEAD, "LPIPS")
     size = format_size(reversed(images.shape[1:3]))
-    report = "\n".join([
-        f"{len(images)} picture(s) of {size} pixels against {count} reference(s)", "", draw_table(head, shown), "",
-        MEANING, told])
+    about = f"{len(images)} picture(s) of {size} pixels against {count} reference(s)."
+    report = "\n".join([draw_table(head, shown), "", about, MEANING, told])
     lpips = means[5] if distances else float("nan")
     return report, means[0], means[1], means[2], means[3], lpips

@@ -25,8 +25,8 @@ PARTS = ("whole", "left half", "right half")
 FITS = ("crop", "pad")
 AT_ONCE = 8  # pictures
 MEANING = (
-    "similarity: cosine of picture and text; compare it only with figures of the same CLIP.\n"
-    "directional: cosine of the picture's change with the text's, from the source to the result; above 0 is toward it.")
+    "similarity: cosine of picture and text, to be compared within one CLIP only. directional: cosine of the picture's "
+    "change with the text's, from the source; above 0 is toward it.")
 
 Figures = tuple[str, float, float]
 
@@ -70,8 +70,7 @@ def measure_clip(
     seen = {part: embed_pictures(clip_vision, cut(images, part, fit)) for part in parts}
     check_widths(seen["whole"], words["text"])
     similar = {name: [clip_similarity(seen[part], word) for part in parts] for name, word in words.items()}
-    report = [f"{len(images)} picture(s) of {format_size(reversed(images.shape[1:3]))} pixels", "",
-              draw_means("similarity", parts, similar)]
+    report = [draw_means("similarity", parts, similar)]
     directional: dict[str, list[torch.Tensor]] = {}
     if sources is not None and start is not None:
         before = {part: embed_pictures(clip_vision, cut(sources, part, fit)) for part in parts}
@@ -82,7 +81,8 @@ def measure_clip(
     if len(images) > 1:
         report += ["", draw_each(similar["text"][0], directional["text"][0] if directional else None)]
     means = [average(column[0].tolist()) for column in (similar["text"], directional.get("text", [torch.empty(0)]))]
-    return "\n".join([*report, "", MEANING]), means[0], means[1]
+    about = f"{len(images)} picture(s) of {format_size(reversed(images.shape[1:3]))} pixels."
+    return "\n".join([*report, "", about, MEANING]), means[0], means[1]
 
 
 def find_tower(clip: Any, width: int) -> str:

@@ -61,7 +61,7 @@ class ClipMetrics(io.ComfyNode):
             node_id="MixologyClipMetrics",
             display_name="Clip Metrics",
             category="mixology/evaluate",
-            description="Measures with a CLIP how well pictures fit their text, and whether a picture's change goes the "
+            description="Measures with a CLIP how well pictures fit their text, and whether a change goes the "
                         "way of the text's change; of two styles also on both halves. Shown on the node.",
             search_aliases=search_words("MixologyClipMetrics"),
             is_output_node=True,

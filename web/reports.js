@@ -4,8 +4,10 @@ import { ComfyWidgets } from "../../scripts/widgets.js";
 
 const NODES = ["MixologyImageMetrics", "MixologyClipMetrics"];
 const WIDGET = "$$mixology-report";
-const LINE = 14;
+const LINE = 13;
+const LETTERS = 66; // of a line
 const MOST_LINES = 24; // more are scrolled
+const SHARED = 60; // for each text beside it: Nodes 2.0 shares a node's height among them
 
 function addReport(node) {
   const widget = ComfyWidgets.STRING(node, WIDGET, ["STRING", { multiline: true }], app).widget;
@@ -17,9 +19,7 @@ function addReport(node) {
   if (field) {
     field.readOnly = true;
     field.style.fontFamily = "monospace";
-    field.style.fontSize = "11px";
-    field.style.whiteSpace = "pre";
-    field.style.overflow = "auto";
+    field.style.fontSize = "10px";
   }
   widget.options.read_only = true;
   return widget;
@@ -28,10 +28,12 @@ function addReport(node) {
 function show(node, text) {
   const widget = node.widgets?.find((other) => other.name === WIDGET) ?? addReport(node);
   widget.value = text;
-  const lines = Math.min(MOST_LINES, text.split("\n").length + 1);
-  widget.options.getMinHeight = () => LINE * lines;
+  const lines = text.split("\n").reduce((count, line) => count + Math.max(1, Math.ceil(line.length / LETTERS)), 1);
+  widget.options.getMinHeight = () => LINE * Math.min(MOST_LINES, lines);
   const [width, height] = node.computeSize();
-  node.setSize?.([Math.max(node.size[0], width, 480), Math.max(node.size[1], height)]);
+  const texts = node.widgets.filter((other) => other.inputEl ?? other.element).length;
+  const room = window.LiteGraph?.vueNodesMode ? SHARED * texts : 0;
+  node.setSize([Math.max(node.size[0], width, 440), Math.max(node.size[1], height + room)]);
   node.setDirtyCanvas?.(true, true);
 }
 
