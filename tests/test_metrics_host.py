@@ -103,7 +103,8 @@ def test_lpips_is_measured_with_files_of_any_kind_and_name(folder: Path, name: s
     assert "needs VGG16 and its linear weights in models/lpips; put torchvision's" in str(
         (ImageMetrics.execute(x, y).result or NOTHING)[0])
     save_file(network_state(name), folder / "any.safetensors")
-    assert f"needs the linear weights of {name} in models/lpips" in str((ImageMetrics.execute(x, y).result or NOTHING)[0])
+    told = str((ImageMetrics.execute(x, y).result or NOTHING)[0])
+    assert f"needs the linear weights of {name} in models/lpips" in told
     torch.save(linear_state(name), folder / "other.pth")
     (folder / "notes.txt").write_text("no weights")
     assert ImageMetrics.fingerprint_inputs() != before, "the host would keep the report"
