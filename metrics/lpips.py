@@ -132,7 +132,7 @@ def make_features(network: Network, device: torch.device) -> Callable[[torch.Ten
             for number in numbers:
                 weight, bias = (part.to(x) for part in layers[number])
                 step, padding = trunk.first if number == 0 else (1, weight.shape[-1] // 2)
-                x = F.conv2d(x, weight, bias, step, padding).relu()
+                x = F.conv2d(x, weight, bias, stride=step, padding=padding).relu()
             maps.append(x)
         return maps
 
