@@ -1,28 +1,23 @@
 """Image Mixer in the host: projected CLIP embeddings of pictures and texts, and the conditioning they make."""
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import comfy.model_management
-import comfy.sd
 import torch
-from comfy import sd1_clip
 
-from ..samplers.mixer import Mixer, add_source, check_image, combine_sources, crop_image, is_trained
+from ..samplers.embeddings import check_image
+from ..samplers.mixer import Mixer, add_source, combine_sources, crop_image
 from ..samplers.wording import check_text
 from .demo import reads_prompts, shipped_name
+from .embeddings import Asker, check_projection, embed_tokens, files_of, find_towers, tokens_of
 from .families.unet import NETWORK as UNET
-from .mixer_files import PROMPTS, brings_prompts, read_names
+from .mixer_files import PROMPTS, brings_prompts
 from .mixer_graph import check_graph, describe_demo
 from .networks import is_kind
 from .notices import show_notice
 from .protocols import Patcher
 
-TOWERS = ("clip_l", "clip_h", "clip_g")  # CLIP text encoders of the host's classes; published mixers need the first
-PROJECTIONS = ("text_projection", "text_projection.weight")  # in a text encoder's own file
-LAYERS = {"clip_g": 30, "clip_h": 22, "clip_l": 0}  # that the ones after it lack: how the host tells files
+WHO = Asker("Mixer Text", "load a CLIP-L file that holds text_projection.weight with Load CLIP")
 
 
 def mix_image(clip_vision: Any, image: torch.Tensor, strength: float, box: tuple[float, float, float, float],
@@ -36,14 +31,9 @@ def mix_image(clip_vision: Any, image: torch.Tensor, strength: float, box: tuple
         ValueError: for a vision model without a projection, pictures that are none, and embeddings that do not fit the
             mixer's others.
     """
-    network = getattr(clip_vision, "model", None)
-    projection = getattr(getattr(network, "visual_projection", None), "weight", None)
-    if not is_trained(projection):
-        raise ValueError(
-            f"Mixer Image expected a CLIP vision model with its projection, got {type(network).__name__} without one; "
-            f"load a CLIP vision file that holds visual_projection, such as CLIP ViT-L/14, with Load CLIP Vision.")
-    embedding = clip_vision.encode_image(crop_image(check_image(image), *box))["image_embeds"]
-    return add_source(mixer or (), embedding, strength)
+    check_projection(clip_vision, "Mixer Image")
+    picture = crop_image(check_image(image, "Mixer Image"), *box)
+    return add_source(mixer or (), clip_vision.encode_image(picture)["image_embeds"], strength)
 
 
 def mix_text(clip: Any, text: str, strength: float, mixer: Mixer | None) -> Mixer:
@@ -53,45 +43,15 @@ def mix_text(clip: Any, text: str, strength: float, mixer: Mixer | None) -> Mixe
         ValueError: for a text encoder that is no CLIP or has no projection, a text over one chunk, and an embedding
             that does not fit the mixer's others.
     """
-    if clip is None:
-        raise ValueError(
-            "Mixer Text expected a text encoder, got none; load a CLIP-L file that holds text_projection.weight with "
-            "Load CLIP.")
-    model = clip.cond_stage_model
-    name = next((name for name in TOWERS if isinstance(getattr(model, name, None), sd1_clip.SDClipModel)), None)
-    if name is None:
-        raise ValueError(
-            f"Mixer Text expected a CLIP text encoder, got {type(model).__name__}; load a CLIP-L file that holds "
-            f"text_projection.weight with Load CLIP.")
+    tower = find_towers(clip, WHO)[0]
     check_text(text, "text of Mixer Text")
     tokens = clip.tokenize(text)
-    chunks = tokens[name.removeprefix("clip_")]
+    chunks = tokens_of(tokens, tower)
     if len(chunks) > 1:
         raise ValueError(
             f"Mixer Text expected a text that CLIP reads at once (75 tokens), got one that takes {len(chunks)} times; "
             f"shorten it, or split it into several Mixer Text nodes.")
-    tower, device = getattr(model, name), clip.patcher.load_device
-    absent = in_file(clip, name) is False
-    if not absent:
-        clip.load_model(tokens)
-    if absent or not is_trained(tower.transformer.text_projection.weight):
-        raise ValueError(
-            "Mixer Text expected a text encoder with its projection, got one without (the CLIP of SD1.x checkpoints "
-            "has none); load a CLIP-L file that holds text_projection.weight with Load CLIP.")
-    model.reset_clip_options()
-    tower.set_clip_options({"projected_pooled": True, "execution_device": device})
-    try:
-        with current_device(device):
-            _, embedding = tower.encode_token_weights(chunks)[:2]
-    finally:
-        model.reset_clip_options()
-    return add_source(mixer or (), embedding, strength)
-
-
-def current_device(device: torch.device) -> AbstractContextManager[None]:
-    """What the host encodes in, from the version on that knows several GPUs."""
-    context = getattr(comfy.model_management, "cuda_device_context", None)
-    return nullcontext() if context is None else context(device)
+    return add_source(mixer or (), embed_tokens(clip, tower, tokens, WHO), strength)
 
 
 def make_conditioning(mixer: Mixer, mode: str, slots: int, model: Patcher | None = None) -> tuple[list[Any], list[Any]]:
@@ -133,44 +93,3 @@ def check_model(model: Patcher, width: int) -> None:
     files = files_of(model)
     if files and brings_prompts(files[0]):
         show_notice(PROMPTS)
-
-
-def in_file(clip: Any, tower: str) -> bool | None:
-    """Whether the file of a text encoder brought the tower's projection; None if that cannot be known."""
-    files = files_of(clip.patcher)
-    if not files:
-        return None
-    if clip.patcher.cached_patcher_init[0].__name__.startswith("load_checkpoint"):
-        return in_checkpoint(files[0], clip.cond_stage_model, tower)
-    own = next((names for names in map(read_names, files) if find_tower(names or ()) == tower), None)
-    return None if own is None else any(name in own for name in PROJECTIONS)
-
-
-def in_checkpoint(path: str, encoder: Any, tower: str) -> bool | None:
-    """As `in_file`, for a text encoder from a checkpoint."""
-    if type(encoder) is sd1_clip.SD1ClipModel:
-        return False  # whatever an SD1.x checkpoint holds, the host reads no projection from it
-    names = read_names(path)
-    if names is None:
-        return None
-    endings = [f".{tower}.transformer.text_projection.weight"]
-    if tower != "clip_l":
-        endings += [f".model.{name}" for name in PROJECTIONS]
-    return any(name.endswith(tuple(endings)) for name in names)
-
-
-def find_tower(names: Collection[str]) -> str | None:
-    """Which CLIP text encoder a file of its own holds."""
-    return next((tower for tower, layer in LAYERS.items() if (
-        f"text_model.encoder.layers.{layer}.mlp.fc1.weight" in names
-        or f"transformer.resblocks.{layer}.mlp.c_fc.weight" in names)), None)
-
-
-def files_of(patcher: Patcher) -> list[str]:
-    """The files from which the host's own loader made a model; none if another one did."""
-    if patcher.cached_patcher_init is None:
-        return []
-    loader, (files, *_) = patcher.cached_patcher_init[:2]
-    if loader.__module__ != comfy.sd.__name__:
-        return []
-    return [files] if isinstance(files, str) else list(files)

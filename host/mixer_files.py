@@ -1,7 +1,7 @@
 """What the names in a checkpoint's file tell of what its model was trained on."""
 from __future__ import annotations
 
-from safetensors import SafetensorError, safe_open
+from .embeddings import read_names
 
 PROMPT_TOWERS = ("cond_stage_model.transformer.", "cond_stage_model.model.transformer.", "conditioner.embedders.",
                  "text_encoders.")
@@ -9,15 +9,6 @@ IMAGE_TOWER = "cond_stage_model.model.visual."  # where an SD2.x checkpoint has 
 PROMPTS = (
     "Mixer Conditioning: this model's checkpoint brings a text encoder, so it was trained on prompts and will not "
     "understand image embeddings; load an image-mixer or image-variations checkpoint.")
-
-
-def read_names(path: str) -> set[str] | None:
-    """Names of a safetensors file's tensors; None for an older format, and for a file that has moved since."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return set(file.keys())
-    except (SafetensorError, OSError):
-        return None
 
 
 def brings_prompts(path: str) -> bool:

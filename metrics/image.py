@@ -15,6 +15,7 @@ from ..samplers.wording import format_size
 
 WINDOW, WINDOW_SIGMA = 11, 1.5
 C1, C2 = 0.01 ** 2, 0.03 ** 2
+LARGEST_STRIP = 2 ** 22  # numbers of a layer's map at a time
 SEAM_FLOOR = 1e-3  # a quarter of an 8-bit step: keeps the ratio of two flat pictures at 1
 
 
@@ -63,12 +64,18 @@ def ssim(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
             f"SSIM expects pictures of at least {WINDOW}x{WINDOW} pixels, got {images.shape[2]}x{images.shape[1]}; "
             f"use larger pictures."
         )
-    offsets = torch.arange(WINDOW, dtype=torch.float64, device=images.device) - WINDOW // 2
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     kernel = torch.exp(-offsets.square() / (2 * WINDOW_SIGMA ** 2))
-    kernel = kernel / kernel.sum()
+    shares: list[float] = (kernel / kernel.sum()).tolist()
 
     def average(maps: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(F.conv2d(maps, kernel.reshape(1, 1, 1, -1)), kernel.reshape(1, 1, -1, 1))
+        for dim in (2, 3):
+            inside = maps.shape[dim] - WINDOW + 1
+            total = torch.zeros_like(maps.narrow(dim, 0, inside))
+            for place, share in enumerate(shares):  # in float64 many times as fast as a convolution
+                total.add_(maps.narrow(dim, place, inside), alpha=share)
+            maps = total
+        return maps
 
     x, y = (rearrange(pictures, "b h w c -> (b c) 1 h w") for pictures in (images, reference))
     mean_x, mean_y = average(x), average(y)
@@ -152,17 +159,26 @@ def lpips(
         features: the network, from pictures [B, C, H, W] in -1..1 (float32) to one map [B, C_l, H_l, W_l] per layer.
         weights: how much each channel of each layer counts, [C_l]; all equally, at 1, without them.
     """
-    pair = [
-        [layer / (layer.square().sum(1, keepdim=True).sqrt() + 1e-10) for layer in
-         (maps.double() for maps in features((2 * pictures.movedim(-1, 1) - 1).float()))]  # BHWC -> BCHW
-        for pictures in check_pictures(images, reference)]
+    x, y = (features((2 * pictures.movedim(-1, 1) - 1).float())  # BHWC -> BCHW
+            for pictures in check_pictures(images, reference))
     total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    for index, (x, y) in enumerate(zip(*pair)):
-        distance = (x - y).square()
-        if weights is not None:
-            distance = distance * weights[index].to(distance).reshape(1, -1, 1, 1)
-        total = total + distance.sum(1).mean((1, 2))
+    for index, pair in enumerate(zip(x, y)):
+        total = total + layer_distance(*pair, None if weights is None else weights[index]).to(total)
     return total
+
+
+def layer_distance(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """LPIPS of one layer's maps [B, C, H, W]: weighted squared distance of their directions, averaged over places."""
+    rows = max(1, LARGEST_STRIP // max(1, x[:, :, 0].numel()))  # in float64 a whole map takes gigabytes
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for pair in zip(x.split(rows, 2), y.split(rows, 2)):
+        a, b = (strip / (strip.square().sum(1, keepdim=True).sqrt() + 1e-10)
+                for strip in (part.cpu().double() for part in pair))
+        distance = (a - b).square()
+        if weights is not None:
+            distance = distance * weights.to(distance).reshape(1, -1, 1, 1)
+        total = total + distance.sum((1, 2, 3))
+    return total / (x.shape[2] * x.shape[3])
 
 
 def clip_similarity(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:

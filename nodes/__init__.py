@@ -10,6 +10,7 @@ from .fusion import Expert, SaliencyGuider, SaliencyMaps
 from .injection import CocktailKSampler, FeatureInjection
 from .inversion import BlendPrompts, Invert, LoadTrajectory, SaveTrajectory, TrajectoryStart
 from .layout import LayoutFromPrompt, LayoutMixKSampler, LayoutMixSampler, LayoutNoise
+from .metrics import ClipMetrics, ImageMetrics
 from .mixer import MixerConditioning, MixerImage, MixerText
 from .spatial import EpsilonMergeGuider, GradientMask
 from .sweep import LabelledGrid, Sweep
@@ -21,5 +22,5 @@ class MixologyExtension(ComfyExtension):
         return [LayoutNoise, LayoutFromPrompt, LayoutMixSampler, LayoutMixKSampler, TokenScale, AttentionMerge,
                 GradientMask, EpsilonMergeGuider, CycleSampler, BlendPrompts, Invert, FeatureInjection,
                 TrajectoryStart, CocktailKSampler, SaveTrajectory, LoadTrajectory, Expert, SaliencyGuider,
-                SaliencyMaps, MixerImage, MixerText, MixerConditioning, Sweep, LabelledGrid, DemoCheckpoint,
-                DemoPicture]
+                SaliencyMaps, MixerImage, MixerText, MixerConditioning, ImageMetrics, ClipMetrics, Sweep,
+                LabelledGrid, DemoCheckpoint, DemoPicture]

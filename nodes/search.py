@@ -56,6 +56,12 @@ WORDS: dict[str, tuple[str, ...]] = {
     "MixologyMixerConditioning": (
         "prompt for image mixer", "prompt like ip-adapter", "prompt like redux", "prompt to combine images",
         "prompt to mix images", "image variations"),
+    "MixologyImageMetrics": (
+        "ssim", "psnr", "lpips", "l2", "compare images", "image similarity", "image difference", "image quality",
+        "total variation", "measure images", "evaluate"),
+    "MixologyClipMetrics": (
+        "clip score", "clip similarity", "directional similarity", "text similarity", "prompt adherence",
+        "measure a prompt", "evaluate by clip"),
     "MixologySweep": (
         "xy plot", "grid search", "parameter sweep", "list of values", "float list", "int list", "range", "loop"),
     "MixologyLabelledGrid": (
@@ -121,6 +127,12 @@ CHINESE: dict[str, tuple[str, ...]] = {
     "MixologyMixerConditioning": (
         "\u56fe\u50cf\u6df7\u5408", "\u56fe\u7247\u6df7\u5408", "\u6df7\u56fe", "\u56fe\u50cf\u53d8\u4f53",
         "\u6df7\u5408\u6761\u4ef6"),
+    "MixologyImageMetrics": (
+        "\u56fe\u50cf\u5bf9\u6bd4", "\u56fe\u7247\u5bf9\u6bd4", "\u56fe\u50cf\u76f8\u4f3c\u5ea6",
+        "\u56fe\u50cf\u8d28\u91cf", "\u8bc4\u4f30", "\u6307\u6807", "\u7ed3\u6784\u76f8\u4f3c\u5ea6"),
+    "MixologyClipMetrics": (
+        "\u56fe\u6587\u76f8\u4f3c\u5ea6", "\u63d0\u793a\u8bcd\u5339\u914d", "\u8bc4\u4f30", "CLIP\u5206\u6570",
+        "\u76f8\u4f3c\u5ea6", "\u65b9\u5411\u76f8\u4f3c\u5ea6"),
     "MixologySweep": (
         "\u626b\u63cf", "\u53c2\u6570\u626b\u63cf", "\u6570\u503c\u5217\u8868", "\u6279\u91cf\u6d4b\u8bd5"),
     "MixologyLabelledGrid": (

@@ -11,11 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import repeat
 
-from .wording import format_size
-
-LARGEST_WEIGHT = 100.0  # a trained projection's entries are below one
 MODES = ("concat", "average", "sum")
 
 
@@ -35,24 +31,6 @@ class Source:
 Mixer = tuple[Source, ...]
 
 
-def check_image(image: torch.Tensor) -> torch.Tensor:
-    """A picture as CLIP takes it: [B, H, W, 3] of one with 3 channels, of its first three, or of its grey.
-
-    Raises:
-        ValueError: for another shape, an empty batch, and values that are no numbers.
-    """
-    shape = tuple(image.shape)
-    if len(shape) != 4 or 0 in shape or shape[3] == 2:
-        raise ValueError(
-            f"Mixer Image expected pictures of batch x height x width x channels with 1, 3 or 4 channels, got "
-            f"{format_size(shape) or 'a single number'}; connect an IMAGE output that holds a picture.")
-    if not bool(image.isfinite().all()):
-        raise ValueError(
-            "Mixer Image expected pictures of values from 0 to 1, got some that are no numbers (NaN or infinite); look "
-            "at the node that made the picture.")
-    return repeat(image, "b h w 1 -> b h w colours", colours=3) if shape[3] == 1 else image[..., :3]
-
-
 def crop_image(image: torch.Tensor, x: float, y: float, width: float, height: float) -> torch.Tensor:
     """A part of pictures [B, H, W, C], in fractions of their sides: at least one pixel, ending at the border."""
     top, bottom = crop_span(image.shape[1], y, height)
@@ -64,22 +42,6 @@ def crop_span(side: int, start: float, share: float) -> tuple[int, int]:
     """First pixel of a share of a side, and the one after its last."""
     first = min(round(start * side), side - 1)
     return first, min(max(round((start + share) * side), first + 1), side)
-
-
-def is_trained(weight: torch.Tensor | None) -> bool:
-    """Whether a projection [out, in] can be one that a file brought, as far as its values tell.
-
-    A host whose file has none leaves it at zeros, at the identity, or at whatever the memory held: zeros in parts,
-    infinite or huge values.
-    """
-    if weight is None or weight.is_meta:
-        return False
-    values = weight.detach().float()
-    if not bool(values.isfinite().all()) or float(values.abs().max()) > LARGEST_WEIGHT:
-        return False
-    if values.shape[0] == values.shape[1] and torch.equal(values, torch.eye(len(values), device=values.device)):
-        return False
-    return bool(values.any(dim=0).all()) and bool(values.any(dim=1).all())
 
 
 def add_source(mixer: Mixer, embedding: torch.Tensor, strength: float) -> Mixer:

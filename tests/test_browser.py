@@ -164,6 +164,26 @@ def test_a_patch_that_does_nothing_is_told_on_the_node(renderer: str, page: Gui)
     page.page.wait_for_function("told => !eval(told)().length", arg=told)
 
 
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_report_is_shown_on_its_node(renderer: str, page: Gui) -> None:
+    """The tables of Image Metrics and of Clip Metrics, which are not saved with the workflow."""
+    page.set("Comfy.VueNodes.Enabled", RENDERERS[renderer])
+    page.load(template_path("metrics_two_merges" + DEMO))
+    page.page.evaluate("""() => window.app.graph.nodes.flatMap(node => node.widgets ?? []).filter(
+      widget => widget.name === 'steps').forEach(widget => { widget.value = 3; })""")
+    saved = page.widgets()
+    page.run()
+    shown = """kind => window.app.graph.nodes.filter(node => node.type === kind).map(node => (node.widgets ?? []).find(
+      widget => widget.name === '$$mixology-report')?.value ?? '')"""
+    page.page.wait_for_function("([shown, kind]) => eval(shown)(kind).every(text => text)",
+                                arg=[shown, "MixologyClipMetrics"])
+    image, = page.page.evaluate(shown, "MixologyImageMetrics")
+    assert image.split()[:2] == ["picture", "L2"] and "LPIPS" in image
+    clips = page.page.evaluate(shown, "MixologyClipMetrics")
+    assert len(clips) == 2 and all(text.startswith("similarity") and "directional" in text for text in clips)
+    assert page.widgets() == saved and not page.errors
+
+
 def test_own_sockets_have_their_colours(page: Gui) -> None:
     """Also after another theme was chosen, which takes all colours of sockets anew."""
     own = [f"MIXOLOGY_{name}" for name in ("LAYOUT", "TRAJECTORY", "EXPERTS", "MIXER")]

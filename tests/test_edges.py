@@ -14,10 +14,10 @@ from comfy.k_diffusion.sampling import default_noise_sampler
 from mixology.attention_patches.rows import holds_text
 from mixology.host import layout as magicmix
 from mixology.host.cycle import CycleSampler, make_noise_source
+from mixology.host.embeddings import in_file
 from mixology.host.factors import TokenScale
 from mixology.host.injection import KEY, wrap_calls
 from mixology.host.layout import LayoutMixSampler, Mix, make_layout, mix_latent, record_layout
-from mixology.host.mixer import in_file
 from mixology.host.run import MOST_SEED, Schedule, draw_noise, output_latent, run_guider
 from mixology.host.spatial import confine
 from mixology.host.trajectory_format import fit_shapes

@@ -21,6 +21,7 @@ LATENT = {"samples": torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_s
 SMALL = {"steps": 4, "width": 96, "height": 96}  # what grows with these is not under test
 TEXTS = {
     "text": [CAPTION, "", "star " * 90, "\u661f", "lone \ud800 surrogate"],
+    **{name: ["", CAPTION, "star " * 90, "\ud800"] for name in ("source_text", "left_text", "right_text")},
     "caption": [CAPTION, "", "a zebra", "\u661f", "lone \ud800 surrogate"],
     "scales": ["star = -1", "red star = [0, 2]", "", "zebra = 1", "star = nan", "\u661f = 1", "\ud800 = 1"],
     "nu_per_image": ["", "0.1, 0.9", "0.1 0.2 0.3 0.4 0.5", "nan", "\u661f"],
@@ -196,7 +197,8 @@ NODES = [
     "MixologyCycleSampler", "MixologyBlendPrompts", "MixologyInvert", "MixologyFeatureInjection",
     "MixologyTrajectoryStart", "MixologyCocktailKSampler", "MixologySaveTrajectory", "MixologyLoadTrajectory",
     "MixologyExpert", "MixologySaliencyGuider", "MixologySaliencyMaps", "MixologyMixerImage", "MixologyMixerText",
-    "MixologyMixerConditioning", "MixologyDemoCheckpoint", "MixologyDemoPicture"]
+    "MixologyMixerConditioning", "MixologyImageMetrics", "MixologyClipMetrics", "MixologyDemoCheckpoint",
+    "MixologyDemoPicture"]
 
 
 def test_every_node_is_tried(pack: dict[str, Any]) -> None:

@@ -28,9 +28,9 @@ CONTRACT = {"MixologyLayoutNoise", "MixologyLayoutFromPrompt", "MixologyLayoutMi
             "MixologyFeatureInjection", "MixologyTrajectoryStart", "MixologyCocktailKSampler",
             "MixologySaveTrajectory", "MixologyLoadTrajectory", "MixologyExpert", "MixologySaliencyGuider",
             "MixologySaliencyMaps", "MixologyMixerImage", "MixologyMixerText", "MixologyMixerConditioning",
-            "MixologyDemoCheckpoint", "MixologyDemoPicture"}
+            "MixologyImageMetrics", "MixologyClipMetrics", "MixologyDemoCheckpoint", "MixologyDemoPicture"}
 TECHNIQUES = ("layout", "token_scale", "spatial", "attention_merge", "cycle", "inversion", "injection", "fusion",
-              "mixer")
+              "mixer", "metrics")
 MOST_BRANCHES = 20
 HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
 REGISTRIES = re.compile("pypi" r"\.org|pythonhosted" r"\.org|npmjs" r"\.|deb" r"\.debian|https?://[a-z.-]+/simple\b")

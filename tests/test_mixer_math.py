@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mixology.samplers.mixer import MODES, Mixer, add_source, combine_sources, crop_image, is_trained
+from mixology.samplers.embeddings import is_trained
+from mixology.samplers.mixer import MODES, Mixer, add_source, combine_sources, crop_image
 from toy import noise
 
 WIDTH = 6

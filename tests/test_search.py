@@ -20,7 +20,8 @@ FIRST = {
     "ensemble": "SaliencyGuider", "image mixer": "MixerImage", "combine images": "MixerImage",
     "mix images": "MixerImage", "ip-adapter": "MixerImage", "ipadapter": "MixerImage", "redux": "MixerImage",
     "negpip": "TokenScale", "token weight": "TokenScale", "remove object": "TokenScale", "erase": "TokenScale",
-    "unsampler": "Invert",
+    "unsampler": "Invert", "ssim": "ImageMetrics", "psnr": "ImageMetrics", "lpips": "ImageMetrics",
+    "compare images": "ImageMetrics", "clip score": "ClipMetrics",
     "\u98ce\u683c\u8fc1\u79fb": "CocktailKSampler",  # style transfer
     "\u9e21\u5c3e\u9152": "CocktailKSampler",  # cocktail
     "\u4fdd\u6301\u6784\u56fe": "LayoutMixKSampler",  # keep the composition
@@ -31,7 +32,7 @@ FIRST = {
 ADVANCED = {
     "LayoutMixSampler": {"variant"}, "LayoutMixKSampler": {"variant"}, "TokenScale": {"start_percent", "end_percent"},
     "EpsilonMergeGuider": {"cfg_per_style"}, "CycleSampler": {"source_cfg"}, "Invert": {"rule"},
-    "SaliencyGuider": {"start_percent", "outside", "saliency_uncond"}}
+    "SaliencyGuider": {"start_percent", "outside", "saliency_uncond"}, "ClipMetrics": {"fit"}}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 WIDEST = 22  # letters of a label that a fresh node of Nodes 2.0 has room for
 FARTHEST = 30  # letters before a part of the query, beyond which the front end no longer finds it

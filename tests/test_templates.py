@@ -19,7 +19,7 @@ LOADERS = {"CheckpointLoaderSimple", "LoraLoader", "CLIPLoader", "CLIPVisionLoad
            "DualCLIPLoader"}
 FOLDERS = {"CheckpointLoaderSimple": "checkpoints", "LoraLoader": "loras", "CLIPVisionLoader": "clip_vision",
            "VAELoader": "vae", "UNETLoader": "diffusion_models"}
-TECHNIQUES = {"MagicMix", "Token Scale", "Dual Style", "Cocktail", "MagicFusion", "Image Mixer"}
+TECHNIQUES = {"MagicMix", "Token Scale", "Dual Style", "Cocktail", "MagicFusion", "Image Mixer", "Evaluate"}
 
 
 def read(name: str) -> dict[str, Any]:

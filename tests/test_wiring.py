@@ -17,6 +17,7 @@ from mixology.nodes import (
     injection,
     inversion,
     layout,
+    metrics,
     mixer,
     spatial,
     token_scale,
@@ -45,14 +46,18 @@ WHERE = {  # a node's id, the module or object and the name in it that its execu
     "MixologyMixerImage": (mixer.image_mixer, "mix_image"),
     "MixologyMixerText": (mixer.image_mixer, "mix_text"),
     "MixologyMixerConditioning": (mixer.image_mixer, "make_conditioning"),
+    "MixologyImageMetrics": (metrics.metrics, "measure_pictures"),
+    "MixologyClipMetrics": (metrics.metrics_clip, "measure_clip"),
     "MixologyDemoCheckpoint": (demo, "load_checkpoint"),
     "MixologyDemoPicture": (demo, "draw_picture"),
 }
 MANY = {"MixologyLayoutFromPrompt", "MixologyTokenScale", "MixologyAttentionMerge", "MixologyTrajectoryStart",
-        "MixologySaliencyMaps", "MixologyMixerConditioning", "MixologyDemoPicture", "MixologyDemoCheckpoint"}
+        "MixologySaliencyMaps", "MixologyMixerConditioning", "MixologyDemoPicture", "MixologyDemoCheckpoint",
+        "MixologyImageMetrics", "MixologyClipMetrics"}
 SHOWN = (  # what a node shows of its outputs, which is none of its outputs
     (fusion, "draw_strip"), (spatial, "draw_mask_sheet"), (inversion.trajectory_file, "describe_saved"),
-    (inversion.trajectory_file, "describe_length"), (inversion, "show_text"), (fusion.ui, "PreviewImage"))
+    (inversion.trajectory_file, "describe_length"), (inversion, "show_text"), (fusion.ui, "PreviewImage"),
+    (metrics.ui, "PreviewText"))
 BOX = ("x", "y", "width", "height")  # of Mixer Image, in one argument
 
 
@@ -134,8 +139,8 @@ def test_every_input_arrives_under_its_name(name: str, pack: dict[str, Any], mon
 
 def test_the_entry_point_offers_every_class() -> None:
     """None of a technique's nodes is left out of the list."""
-    classes = {value for module in (attention_merge, cycle, demo, fusion, injection, inversion, layout, mixer, spatial,
-                                    token_scale)
+    classes = {value for module in (attention_merge, cycle, demo, fusion, injection, inversion, layout, metrics, mixer,
+                                    spatial, token_scale)
                for value in vars(module).values() if isinstance(value, type) and issubclass(value, io.ComfyNode)}
     offered = {value for value in vars(room).values() if isinstance(value, type) and issubclass(value, io.ComfyNode)}
     assert classes - {io.ComfyNode} == offered - {io.ComfyNode}

@@ -20,7 +20,8 @@ GROWING = "COMFY_AUTOGROW_V3"  # shows as many sockets as are wired, and one mor
 SEEDS = ("seed", "noise_seed")
 PREVIEWING = {"KSampler", "SamplerCustomAdvanced", "MixologyLayoutMixKSampler", "MixologyLayoutFromPrompt",
               "MixologyInvert", "MixologyCocktailKSampler", "MixologyGradientMask", "MixologySaliencyMaps",
-              "MixologyDemoPicture", "MixologyLabelledGrid"}  # these grow by a picture while they run
+              "MixologyDemoPicture", "MixologyImageMetrics", "MixologyClipMetrics",
+              "MixologyLabelledGrid"}  # these grow while they run
 PREVIEW, PICTURE, TITLE, MISSING = 280, 360, 30, 26  # MISSING: the line below a loader whose file is not there
 BETWEEN, PAD, HEAD, APART = 64, 14, 50, 20  # nodes; a group's edge and its title; groups
 NOTE = (760, 170)

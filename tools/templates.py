@@ -12,6 +12,7 @@ from typing import Any
 import blueprints
 import templates_cocktail as cocktail
 import templates_dual_style as dual_style
+import templates_evaluate as evaluate
 import templates_fusion as fusion
 import templates_magicmix as magicmix
 import templates_mixer as mixer
@@ -30,7 +31,7 @@ BUILDERS: dict[str, Callable[[Graph, Real], list[str]]] = {
     "fusion_checkpoints": fusion.checkpoints, "fusion_cross_domain": fusion.cross_domain,
     "fusion_two_prompts": fusion.two_prompts, "fusion_three_experts": fusion.three_experts,
     "mixer_two_pictures": mixer.two_pictures, "mixer_picture_words": mixer.picture_words, "mixer_crops": mixer.crops,
-    "sweep_grid": sweep.grid, "sweep_strip": sweep.strip}
+    "metrics_two_merges": evaluate.two_merges, "sweep_grid": sweep.grid, "sweep_strip": sweep.strip}
 
 
 def build(name: str, definitions: dict[str, Any], names: dict[str, str]) -> str:

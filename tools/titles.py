@@ -25,6 +25,7 @@ TITLES = {
     "mixer_two_pictures": "Image Mixer - two pictures become one",
     "mixer_picture_words": "Image Mixer - a picture and words",
     "mixer_crops": "Image Mixer - parts of a picture",
+    "metrics_two_merges": "Evaluate - metrics of two merges",
     "sweep_grid": "Evaluate - nu and k_max as a grid",
     "sweep_strip": "Evaluate - a strip of token scales",
     "token_scale_z_image": "Token Scale - scale a word on Z-Image",
@@ -38,8 +39,8 @@ TITLES = {
     "regions_qwen": "Dual Style - a prompt for each region on Qwen-Image",
 }
 DEMOS = ("magicmix_image_text", "concept_removal", "token_scale", "dual_style_epsilon", "dual_style_attention",
-         "restyle_photo", "cocktail_checkpoints", "fusion_checkpoints", "mixer_two_pictures", "sweep_grid",
-         "sweep_strip")
+         "restyle_photo", "cocktail_checkpoints", "fusion_checkpoints", "mixer_two_pictures",
+         "metrics_two_merges", "sweep_grid", "sweep_strip")
 PICTURES = {  # templates for one family of models, and the one of the same technique on the demo checkpoint
     "token_scale_z_image": "token_scale", "token_scale_klein": "token_scale",
     "layout_z_image": "magicmix_image_text", "layout_flux": "magicmix_image_text",

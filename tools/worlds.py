@@ -69,14 +69,23 @@ class Real:
         clip = graph.add("CLIPLoader", models=where(CLIP_FILE, "text_encoders"), clip_name=CLIP_FILE) if words else 0
         return Model(node, (node, 0), (clip, 0), (node, 2), (vision, 0))
 
+    def judge(self, graph: Graph, model: Model) -> tuple[Link, Link]:
+        """A CLIP's vision and text encoder, to measure pictures with."""
+        vision = graph.add("CLIPVisionLoader", models=where(CLIP_FILE, "clip_vision"), clip_name=CLIP_FILE)
+        clip = graph.add("CLIPLoader", models=where(CLIP_FILE, "text_encoders"), clip_name=CLIP_FILE)
+        return (vision, 0), (clip, 0)
+
     def picture(self, graph: Graph, role: str, caption: str) -> Link:
         return graph.add("LoadImage", role, change=True, image="example.png"), 0
 
     def encode(self, graph: Graph, picture: Link, model: Model) -> Link:
         """A picture in the size that the model was trained on, encoded."""
-        fit = graph.add("ImageScaleToTotalPixels", image=picture, upscale_method="area", megapixels=0.25,
-                        resolution_steps=8)
-        return graph.add("VAEEncode", pixels=(fit, 0), vae=model.vae), 0
+        return graph.add("VAEEncode", pixels=self.fit(graph, picture), vae=model.vae), 0
+
+    def fit(self, graph: Graph, picture: Link) -> Link:
+        """A picture in the size that the model was trained on."""
+        return graph.add("ImageScaleToTotalPixels", image=picture, upscale_method="area", megapixels=0.25,
+                         resolution_steps=8), 0
 
     def size(self, graph: Graph, count: int = 1, side: int = 0) -> Link:
         return graph.add("EmptyLatentImage", width=side or self.side, height=side or self.side, batch_size=count), 0
@@ -108,8 +117,11 @@ class Demo(Real):
         return graph.add("MixologyDemoPicture", role, change=True, caption=caption, seed=5, width=self.side,
                          height=self.side), 0
 
-    def encode(self, graph: Graph, picture: Link, model: Model) -> Link:
-        return graph.add("VAEEncode", pixels=picture, vae=model.vae), 0
+    def fit(self, graph: Graph, picture: Link) -> Link:
+        return picture
+
+    def judge(self, graph: Graph, model: Model) -> tuple[Link, Link]:
+        return model.vision, model.clip
 
     def size(self, graph: Graph, count: int = 1, side: int = 0) -> Link:
         return super().size(graph, count, self.side)
