@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.meaning, pytest.mark.usefixtures("usual_kernel")]
 STEPS, CFG = 6, 4.0
 SEEDS = 8  # a prompt: 32 pictures behind every figure
 FEWER = 4  # where the margin is wide
-COUNTS = {"general": FEWER, "first": FEWER, "expert": 2 * SEEDS}  # by how wide the margin is
+COUNTS = {"general": FEWER, "expert": 2 * SEEDS}  # by how wide the margin is
 ASKED = (("red", "heart", "blue"), ("yellow", "star", "purple"), ("green", "heart", "white"),
          ("white", "star", "red"))  # colour, shape, background
 TAUGHT = (("checkered", "purple", "heart", "yellow"), ("striped", "red", "star", "white"),
@@ -110,7 +110,7 @@ def test_the_experts_shape_comes_to_the_general_background(shares: dict[str, flo
 
 
 def test_measured_against_the_first_unconditional_it_comes_more_often(shares: dict[str, float]) -> None:
-    """.94: the expert's own unconditional knows hearts and stars as well, which hides what it is an expert in."""
+    """.97: the expert's own unconditional knows hearts and stars as well, which hides what it is an expert in."""
     assert shares["first"] >= 0.8 and shares["first"] >= shares["fused"] + 0.1, shares
 
 
