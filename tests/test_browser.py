@@ -69,8 +69,9 @@ def test_templates_open_whole(renderer: str, page: Gui) -> None:
         page.load(template_path(name))
         boxes = page.boxes(RENDERERS[renderer])
         width = max(box.x + box.width for box in boxes) - min(box.x for box in boxes)
-        changed = {key: (values, page.widgets().get(key)) for key, values in saved_widgets(template_path(name)).items()
-                   if page.widgets().get(key) != values}
+        shown = page.widgets()
+        changed = {key: (values, shown.get(key)) for key, values in saved_widgets(template_path(name)).items()
+                   if shown.get(key) != values}
         found = (page.missing_nodes(), page.errors, find_overlaps(boxes), find_crowded(boxes), changed,
                  [f"{width:.0f} wide"] * (width > WIDEST))
         if any(found):

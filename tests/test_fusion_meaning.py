@@ -1,7 +1,7 @@
-"""What MagicFusion does to pictures, measured on the demo experts by the judge, over 64 pictures.
+"""What MagicFusion does to pictures, measured on the demo experts by the judge.
 
 `scenes` knows all backgrounds but neither hearts nor stars; `hearts` knows only these, and no word for a background.
-Figures in the docstrings were measured on a CPU in float32, on 64 pictures each.
+Figures in the docstrings were measured on a CPU in float32, on as many pictures as the tests take.
 """
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from torch import Tensor
 
 pytestmark = [pytest.mark.meaning, pytest.mark.usefixtures("usual_kernel")]
 
-STEPS, CFG = 8, 4.0
-SEEDS = 16  # a prompt: 64 pictures behind every figure
-FEWER = 8  # where the margin is wide
+STEPS, CFG = 6, 4.0
+SEEDS = 8  # a prompt: 32 pictures behind every figure
+FEWER = 4  # where the margin is wide
+COUNTS = {"general": FEWER, "expert": 2 * SEEDS}  # by how wide the margin is
 ASKED = (("red", "heart", "blue"), ("yellow", "star", "purple"), ("green", "heart", "white"),
          ("white", "star", "red"))  # colour, shape, background
 TAUGHT = (("checkered", "purple", "heart", "yellow"), ("striped", "red", "star", "white"),
@@ -96,31 +97,31 @@ def shares(models: dict[str, Models]) -> dict[str, float]:
             "general": plain(models["scenes"], text), "expert": plain(models["hearts"], text),
             "averaged": fuse(parts, softness=1e6), "random mask": fuse(parts, kind=RandomMaskGuider)}
         for name, guider in guiders.items():
-            pictures = paint(models, guider, number)
+            pictures = paint(models, guider, number, COUNTS.get(name, SEEDS))
             found.setdefault(name, []).append(rate(pictures, shape=shape, background=background))
     return {name: sum(rates) / len(rates) for name, rates in found.items()}
 
 
 def test_the_experts_shape_comes_to_the_general_background(shares: dict[str, float]) -> None:
-    """Fused .66, general .05, expert .30, averaged .47, a random mask .45."""
+    """Fused .78, general .06, expert .30, averaged .53, a random mask .41."""
     assert shares["general"] <= 0.15 and shares["expert"] <= 0.45, shares
     for other in ("general", "expert", "averaged", "random mask"):
         assert shares["fused"] >= shares[other] + 0.1, shares
 
 
 def test_measured_against_the_first_unconditional_it_comes_more_often(shares: dict[str, float]) -> None:
-    """.92: the expert's own unconditional knows hearts and stars as well, which hides what it is an expert in."""
+    """.97: the expert's own unconditional knows hearts and stars as well, which hides what it is an expert in."""
     assert shares["first"] >= 0.8 and shares["first"] >= shares["fused"] + 0.1, shares
 
 
 def test_temperature_sharpens_and_shrinks(models: dict[str, Models]) -> None:
-    """A higher temperature of the expert leaves it a smaller area: .54, .49, .41, .34."""
+    """A higher temperature of the expert leaves it a smaller area: .55, .50, .44, .38."""
     colour, shape, background = ASKED[0]
     text = f"a {colour} {shape} on a {background} background"
     areas = []
     for temperature in (0.5, 1.0, 2.0, 4.0):
         guider = fuse([(models["scenes"], text, 1.0), (models["hearts"], text, temperature)])
-        paint(models, guider, 0)
+        paint(models, guider, 0, FEWER)
         assert guider.winners is not None
         areas.append(float((guider.winners == 1).float().mean()))
     assert all(after <= before - 0.03 for before, after in zip(areas, areas[1:])), areas
@@ -142,5 +143,5 @@ def scened(models: dict[str, Models]) -> dict[str, float]:
 
 
 def test_one_model_puts_a_thing_into_a_scene(scened: dict[str, float]) -> None:
-    """Fused .98, either prompt alone .02 or less. Averaging the two predictions does as well here."""
+    """Fused 1.00, either prompt alone .19 or less. Averaging the two predictions does as well here."""
     assert scened["fused"] >= max(scened["thing"], scened["scene"]) + 0.3, scened

@@ -52,8 +52,7 @@ def test_every_sampler_mixes(models: dict[str, Any], kind: str, name: str) -> No
     """Finite, another for another nu, and the same again; the last piece may be a single step."""
     model, latent = models[kind], tiny.latent()
     sigmas = tiny.sigmas_of(model, steps=8)
-    for k_min in (0.3, 0.0):
-        assert run(model, mixer(name, latent, 0.4, k_min=k_min), latent, sigmas).isfinite().all()
+    assert run(model, mixer(name, latent, 0.4, k_min=0.0), latent, sigmas).isfinite().all()
     mixed = run(model, mixer(name, latent, 0.4, k_min=0.1), latent, sigmas)
     assert mixed.isfinite().all()
     assert torch.equal(mixed, run(model, mixer(name, latent, 0.4, k_min=0.1), latent, sigmas))

@@ -106,8 +106,10 @@ class Server:
         process, self._process = self._process, None
         if process is None:
             return
-        for end in (lambda: process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)),
-                    process.terminate, process.kill):
+        politely = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)
+        deaf = os.name != "nt" and signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in a shell's background
+        ends = [process.terminate, process.kill]
+        for end in ends if deaf else [lambda: process.send_signal(politely), *ends]:
             if process.poll() is None:
                 end()
                 try:
