@@ -41,6 +41,15 @@ def split_labels(texts: Iterable[str]) -> list[str]:
     return found
 
 
+def label_grid(
+    images: Sequence[Tensor], *, labels: Sequence[str], columns: Sequence[int], across: Sequence[str],
+    down: Sequence[str], settings: Sequence[str],
+) -> Tensor:
+    """`draw_grid` of lists as the host hands them: of `columns` the first counts, equal settings are told once."""
+    words = Words(*map(split_labels, (labels, across, down)), settings="\n".join(dict.fromkeys(settings)))
+    return draw_grid(images, columns[0], words)
+
+
 def draw_grid(images: Sequence[Tensor], columns: int, words: Words) -> Tensor:
     """Pictures of any sizes on one sheet, each in its own proportions.
 
@@ -54,9 +63,13 @@ def draw_grid(images: Sequence[Tensor], columns: int, words: Words) -> Tensor:
         ValueError: on no pictures, words that are not as many as what they stand beside, or a sheet beyond
             `MOST_PIXELS`.
     """
-    tiles = [picture[..., :3] for image in images for picture in image]
+    tiles = [picture[..., :3 if picture.shape[-1] > 2 else 1] for image in images for picture in image]
     if not tiles:
         raise ValueError("Labelled Grid expects pictures, got none; connect what VAE Decode made.")
+    if not all(bool(tile.isfinite().all()) for tile in tiles):
+        raise ValueError(
+            "Labelled Grid expects pictures of numbers, got some with none (NaN or infinite); look at the node that "
+            "made them.")
     columns = columns or len(words.across) or math.ceil(math.sqrt(len(tiles)))
     columns = min(columns, len(tiles))
     rows = math.ceil(len(tiles) / columns)

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..samplers.sweep import Axis, Value, combine, parse_axis
 
 
-@dataclass(frozen=True)
-class Runs:
+class Runs(NamedTuple):
     """A sweep's lists: one entry a run, but for `across` and `down`, which label a grid's columns and rows.
 
     Attributes:
@@ -16,12 +15,12 @@ class Runs:
     """
 
     values: list[Value]
+    labels: list[str]
+    columns: int
     values_2: list[Value]
     values_3: list[Value]
-    labels: list[str]
     across: list[str]
     down: list[str]
-    columns: int
 
 
 def make_sweep(values: str, values_2: str = "", values_3: str = "") -> Runs:
@@ -38,8 +37,8 @@ def make_sweep(values: str, values_2: str = "", values_3: str = "") -> Runs:
     words = [Axis(tuple(axis.labels)) for axis in axes]
     first, second, third = (list(own) for own in zip(*combine(axes)))
     return Runs(
-        first, second, third, labels=[join(own) for own in combine(words)], across=axes[0].labels,
-        down=[join(own) for own in combine(words[1:])], columns=len(axes[0].values))
+        first, labels=[join(own) for own in combine(words)], columns=len(axes[0].values),
+        values_2=second, values_3=third, across=axes[0].labels, down=[join(own) for own in combine(words[1:])])
 
 
 def join(labels: Sequence[Value]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..host import grid
+from ..host.grid import label_grid
 from ..host.sweep import make_sweep
 from .bounds import within_bounds
 from .search import search_words
@@ -57,9 +57,7 @@ class Sweep(io.ComfyNode):
     @classmethod
     @within_bounds
     def execute(cls, values: str, values_2: str = "", values_3: str = "") -> io.NodeOutput:
-        runs = make_sweep(values=values, values_2=values_2, values_3=values_3)
-        return io.NodeOutput(
-            runs.values, runs.labels, runs.columns, runs.values_2, runs.values_3, runs.across, runs.down)
+        return io.NodeOutput(*make_sweep(values=values, values_2=values_2, values_3=values_3))
 
 
 class LabelledGrid(io.ComfyNode):
@@ -96,6 +94,6 @@ class LabelledGrid(io.ComfyNode):
     @within_bounds
     def execute(cls, images: list[Any], columns: list[int], labels: Any = (), across: Any = (), down: Any = (),
                 settings: Any = ()) -> io.NodeOutput:
-        words = grid.Words(*map(grid.split_labels, (labels, across, down)), settings="\n".join(dict.fromkeys(settings)))
-        sheet = grid.draw_grid(images=images, columns=columns[0], words=words)
+        sheet = label_grid(
+            images=images, labels=labels, columns=columns, across=across, down=down, settings=settings)
         return io.NodeOutput(sheet, ui=ui.PreviewImage(image=sheet))

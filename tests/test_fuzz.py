@@ -21,6 +21,9 @@ LATENT = {"samples": torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_s
 SMALL = {"steps": 4, "width": 96, "height": 96}  # what grows with these is not under test
 TEXTS = {
     "text": [CAPTION, "", "star " * 90, "\u661f", "lone \ud800 surrogate"],
+    "values": ["0.1, 0.3", "0:1:5", "", "a", "0:1", "1:2:1e9", "\ud800"], "labels": ["", "a\nb", "\u661f"],
+    "values_2": ["", "1, 2", "cfg = 1:2:3", "a, 1"], "values_3": ["", "euler, ddim", "1:"],
+    **{name: ["", "a", "a\nb\nc", "\ud800"] for name in ("across", "down", "settings")},
     **{name: ["", CAPTION, "star " * 90, "\ud800"] for name in ("source_text", "left_text", "right_text")},
     "caption": [CAPTION, "", "a zebra", "\u661f", "lone \ud800 surrogate"],
     "scales": ["star = -1", "red star = [0, 2]", "", "zebra = 1", "star = nan", "\u661f = 1", "\ud800 = 1"],
@@ -151,6 +154,8 @@ class Maker:
                 found[socket.id] = {name: self.conditioning() for name in names}
             else:
                 found[socket.id] = self.value(socket)
+        if self.pack[node].define_schema().is_input_list:
+            found = {name: [value] * self.dice.choice([1, 1, 2]) for name, value in found.items()}
         return found
 
     def call(self, node: str, chosen: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -197,8 +202,8 @@ NODES = [
     "MixologyCycleSampler", "MixologyBlendPrompts", "MixologyInvert", "MixologyFeatureInjection",
     "MixologyTrajectoryStart", "MixologyCocktailKSampler", "MixologySaveTrajectory", "MixologyLoadTrajectory",
     "MixologyExpert", "MixologySaliencyGuider", "MixologySaliencyMaps", "MixologyMixerImage", "MixologyMixerText",
-    "MixologyMixerConditioning", "MixologyImageMetrics", "MixologyClipMetrics", "MixologyDemoCheckpoint",
-    "MixologyDemoPicture"]
+    "MixologyMixerConditioning", "MixologyImageMetrics", "MixologyClipMetrics", "MixologySweep", "MixologyLabelledGrid",
+    "MixologyDemoCheckpoint", "MixologyDemoPicture"]
 
 
 def test_every_node_is_tried(pack: dict[str, Any]) -> None:

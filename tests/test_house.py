@@ -28,9 +28,10 @@ CONTRACT = {"MixologyLayoutNoise", "MixologyLayoutFromPrompt", "MixologyLayoutMi
             "MixologyFeatureInjection", "MixologyTrajectoryStart", "MixologyCocktailKSampler",
             "MixologySaveTrajectory", "MixologyLoadTrajectory", "MixologyExpert", "MixologySaliencyGuider",
             "MixologySaliencyMaps", "MixologyMixerImage", "MixologyMixerText", "MixologyMixerConditioning",
-            "MixologyImageMetrics", "MixologyClipMetrics", "MixologyDemoCheckpoint", "MixologyDemoPicture"}
+            "MixologyImageMetrics", "MixologyClipMetrics", "MixologySweep", "MixologyLabelledGrid",
+            "MixologyDemoCheckpoint", "MixologyDemoPicture"}
 TECHNIQUES = ("layout", "token_scale", "spatial", "attention_merge", "cycle", "inversion", "injection", "fusion",
-              "mixer", "metrics")
+              "mixer", "metrics", "sweep")
 MOST_BRANCHES = 20
 HIDDEN = {".git", ".mixology", "__pycache__", ".venv", "venv"}
 REGISTRIES = re.compile("pypi" r"\.org|pythonhosted" r"\.org|npmjs" r"\.|deb" r"\.debian|https?://[a-z.-]+/simple\b")

@@ -21,7 +21,7 @@ FIRST = {
     "mix images": "MixerImage", "ip-adapter": "MixerImage", "ipadapter": "MixerImage", "redux": "MixerImage",
     "negpip": "TokenScale", "token weight": "TokenScale", "remove object": "TokenScale", "erase": "TokenScale",
     "unsampler": "Invert", "ssim": "ImageMetrics", "psnr": "ImageMetrics", "lpips": "ImageMetrics",
-    "compare images": "ImageMetrics", "clip score": "ClipMetrics",
+    "compare images": "ImageMetrics", "xy plot": "Sweep", "contact sheet": "LabelledGrid", "clip score": "ClipMetrics",
     "\u98ce\u683c\u8fc1\u79fb": "CocktailKSampler",  # style transfer
     "\u9e21\u5c3e\u9152": "CocktailKSampler",  # cocktail
     "\u4fdd\u6301\u6784\u56fe": "LayoutMixKSampler",  # keep the composition

@@ -43,9 +43,7 @@ def test_a_product_fits_the_grid() -> None:
 
 
 def test_the_nodes_hand_on() -> None:
-    found = Sweep.execute("1, 2", "a, b").result
-    runs = make_sweep("1, 2", "a, b")
-    assert found == (runs.values, runs.labels, runs.columns, runs.values_2, runs.values_3, runs.across, runs.down)
+    assert Sweep.execute("1, 2", "a, b").result == make_sweep("1, 2", "a, b")
     given = LabelledGrid.execute(images=[plain(RED), plain(BLUE)], columns=[2], labels=["a\nb"], settings=["x", "x"])
     expected = draw_grid([plain(RED), plain(BLUE)], 2, Words(["a", "b"], settings="x"))
     assert torch.equal(given.result[0], expected)
@@ -120,6 +118,8 @@ def test_words_that_do_not_fit(words: Words, complaint: str) -> None:
 def test_what_is_too_large_or_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="expects pictures, got none"):
         draw_grid([], 2, Words())
+    with pytest.raises(ValueError, match="pictures of numbers"):
+        draw_grid([plain(RED), plain((float("nan"), 0.0, 0.0))], 2, Words())
     monkeypatch.setattr(grid, "MOST_PIXELS", 10_000)
     with pytest.raises(ValueError, match="0 million pixels, got 4 of up to 64x64, which need 1.*; make several grids"):
         draw_grid([plain(RED, count=4)], 2, Words())

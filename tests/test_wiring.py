@@ -20,6 +20,7 @@ from mixology.nodes import (
     metrics,
     mixer,
     spatial,
+    sweep,
     token_scale,
 )
 
@@ -48,16 +49,18 @@ WHERE = {  # a node's id, the module or object and the name in it that its execu
     "MixologyMixerConditioning": (mixer.image_mixer, "make_conditioning"),
     "MixologyImageMetrics": (metrics.metrics, "measure_pictures"),
     "MixologyClipMetrics": (metrics.metrics_clip, "measure_clip"),
+    "MixologySweep": (sweep, "make_sweep"),
+    "MixologyLabelledGrid": (sweep, "label_grid"),
     "MixologyDemoCheckpoint": (demo, "load_checkpoint"),
     "MixologyDemoPicture": (demo, "draw_picture"),
 }
 MANY = {"MixologyLayoutFromPrompt", "MixologyTokenScale", "MixologyAttentionMerge", "MixologyTrajectoryStart",
         "MixologySaliencyMaps", "MixologyMixerConditioning", "MixologyDemoPicture", "MixologyDemoCheckpoint",
-        "MixologyImageMetrics", "MixologyClipMetrics"}
+        "MixologyImageMetrics", "MixologyClipMetrics", "MixologySweep"}
 SHOWN = (  # what a node shows of its outputs, which is none of its outputs
     (fusion, "draw_strip"), (spatial, "draw_mask_sheet"), (inversion.trajectory_file, "describe_saved"),
     (inversion.trajectory_file, "describe_length"), (inversion, "show_text"), (fusion.ui, "PreviewImage"),
-    (metrics.ui, "PreviewText"))
+    (sweep.ui, "PreviewImage"), (metrics.ui, "PreviewText"))
 BOX = ("x", "y", "width", "height")  # of Mixer Image, in one argument
 
 
@@ -114,8 +117,10 @@ def test_every_input_arrives_under_its_name(name: str, pack: dict[str, Any], mon
     node, (place, asked) = pack[name], WHERE[name]
     sockets = schema_of(node).inputs
     given = {socket.id: make_sentinel(socket, i, len(sockets)) for i, socket in enumerate(sockets)}
+    many = schema_of(node).is_input_list
     numbers = [value for value in given.values() if isinstance(value, int | float) and not isinstance(value, bool)]
     assert len(numbers) == len(set(numbers)), f"two inputs of {name} have the same sentinel: {given}"
+    given = {name: [value] for name, value in given.items()} if many else given
     outputs = tuple(Sentinel(f"output {i}") for i in range(len(schema_of(node).outputs)))
     answer = outputs if name in MANY else (outputs or ("saved",))[0]
     if name == "MixologyDemoCheckpoint":
@@ -140,7 +145,7 @@ def test_every_input_arrives_under_its_name(name: str, pack: dict[str, Any], mon
 def test_the_entry_point_offers_every_class() -> None:
     """None of a technique's nodes is left out of the list."""
     classes = {value for module in (attention_merge, cycle, demo, fusion, injection, inversion, layout, metrics, mixer,
-                                    spatial, token_scale)
+                                    spatial, sweep, token_scale)
                for value in vars(module).values() if isinstance(value, type) and issubclass(value, io.ComfyNode)}
     offered = {value for value in vars(room).values() if isinstance(value, type) and issubclass(value, io.ComfyNode)}
     assert classes - {io.ComfyNode} == offered - {io.ComfyNode}
