@@ -82,7 +82,7 @@ def draw_grid(images: Sequence[Tensor], columns: int, words: Words) -> Tensor:
     height, width = (max(tile.shape[side] for tile in tiles) for side in (0, 1))
     size = min(max(SMALLEST, height // SHARE), LARGEST)
     font = choose_font("".join((*words.labels, *words.across, *words.down, words.settings)), size)
-    return Sheet(tiles, columns, (height, width), font, size).draw(words)
+    return Sheet(tiles, columns, cell=(height, width), font=font, size=size).draw(words)
 
 
 @dataclass
@@ -124,23 +124,23 @@ class Sheet:
         sheet = Image.new("RGB", (across, down), PAPER)
         pen = ImageDraw.Draw(sheet)
 
-        def write(lines: Sequence[str], x: int, y: int, room: int, colour: tuple[int, int, int] = INK) -> None:
+        def write(lines: Sequence[str], x: int, y: int, room: int = 0, faint: bool = False) -> None:
             for number, text in enumerate(lines):
                 start = x + (room - math.ceil(self.font.getlength(text))) // 2 if room else x
-                pen.text((start, y + number * line), text, fill=colour, font=self.font)
+                pen.text((start, y + number * line), text, fill=FAINT if faint else INK, font=self.font)
 
         for place, lines in enumerate(above):
             write(lines, left + place * (column + gap), top - len(lines) * line - gap // 3, column)
         for place, lines in enumerate(beside):
-            write(lines, gap, top + place * row + max(height - len(lines) * line, 0) // 2, 0)
+            write(lines, gap, top + place * row + max(height - len(lines) * line, 0) // 2)
         for place, tile in enumerate(self.tiles):
             x = left + place % self.columns * (column + gap)
             y = top + place // self.columns * row
             picture = fit_tile(tile, self.cell)
             sheet.paste(picture, (x + (column - picture.width) // 2, y + (height - picture.height) // 2))
             if below:
-                write(below[place], x, y + height + gap // 3, column, FAINT)
-        write(foot, gap, top + rows * row, 0, FAINT)
+                write(below[place], x, y + height + gap // 3, room=column, faint=True)
+        write(foot, gap, top + rows * row, faint=True)
         return torch.from_numpy(numpy.array(sheet)).float()[None] / 255
 
     def widest(self, texts: Sequence[str]) -> int:

@@ -32,7 +32,7 @@ class Sweep(io.ComfyNode):
                     "A second list: every one of its values with every one of the first. From top to bottom in a "
                     "grid. Empty for none.")),
                 io.String.Input(
-                    "values_3", display_name="values_3 (further rows)", default="", optional=True, advanced=True,
+                    "values_3", display_name="values_3 (more rows)", default="", optional=True, advanced=True,
                     tooltip="A third list, in further rows below. Empty for none."),
             ],
             outputs=[

@@ -1,7 +1,6 @@
 """Lists of settings as a person writes them, and all combinations of several."""
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,4 +101,7 @@ def combine(axes: Sequence[Axis]) -> list[tuple[Value, ...]]:
     for axis in axes:
         count *= len(axis.values)
     check_count(count, "The sweep")
-    return [tuple(reversed(values)) for values in itertools.product(*(axis.values for axis in reversed(axes)))]
+    runs: list[tuple[Value, ...]] = [()]
+    for axis in axes:
+        runs = [(*run, value) for value in axis.values for run in runs]
+    return runs

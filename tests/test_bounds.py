@@ -40,8 +40,10 @@ def run(node: Any, **changed: Any) -> Any:
     schema = node.GET_SCHEMA()
     inputs = {socket.id: getattr(socket, "default", None) for socket in schema.inputs}
     inputs = {name: Untouched() if value is None else value for name, value in inputs.items()}
-    clone = node.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
-    return make_locked_method_func(node, node.FUNCTION, clone)(**{**inputs, **changed})
+    clone, given = node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}), {**inputs, **changed}
+    if schema.is_input_list:
+        given = {name: [value] for name, value in given.items()}
+    return make_locked_method_func(node, node.FUNCTION, clone)(**given)
 
 
 def refuse(node: Any, name: str, value: Any, words: str) -> None:

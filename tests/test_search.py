@@ -32,7 +32,8 @@ FIRST = {
 ADVANCED = {
     "LayoutMixSampler": {"variant"}, "LayoutMixKSampler": {"variant"}, "TokenScale": {"start_percent", "end_percent"},
     "EpsilonMergeGuider": {"cfg_per_style"}, "CycleSampler": {"source_cfg"}, "Invert": {"rule"},
-    "SaliencyGuider": {"start_percent", "outside", "saliency_uncond"}, "ClipMetrics": {"fit"}}
+    "SaliencyGuider": {"start_percent", "outside", "saliency_uncond"}, "ClipMetrics": {"fit"},
+    "Sweep": {"values_3"}}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 WIDEST = 22  # letters of a label that a fresh node of Nodes 2.0 has room for
 FARTHEST = 30  # letters before a part of the query, beyond which the front end no longer finds it

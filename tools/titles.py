@@ -26,7 +26,7 @@ TITLES = {
     "mixer_picture_words": "Image Mixer - a picture and words",
     "mixer_crops": "Image Mixer - parts of a picture",
     "metrics_two_merges": "Evaluate - metrics of two merges",
-    "sweep_grid": "Evaluate - nu and k_max as a grid",
+    "sweep_grid": "Evaluate - two settings as a grid",
     "sweep_strip": "Evaluate - a strip of token scales",
     "token_scale_z_image": "Token Scale - scale a word on Z-Image",
     "token_scale_klein": "Token Scale - scale a word on Flux2 Klein",
