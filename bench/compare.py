@@ -271,7 +271,8 @@ layout less, and the core injects nothing.
 ## How it grows
 
 Milliseconds a step, and of a whole run where the steps grow. The exponent is that of the power that fits best: 1 is in
-proportion, 2 is fourfold for twice as much. A latent of twice the side has four times the pixels.
+proportion, 2 is fourfold for twice as much. A latent of twice the side has four times the pixels. A point is the median
+of {GROWTH_ROUNDS} rounds: on a busy machine single points, and with them exponents, are rough.
 
 {growth}
 """
