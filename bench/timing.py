@@ -117,25 +117,30 @@ class Race:
     def fastest(self, name: str) -> float:
         return min(self.spent[name])
 
+    def ratio(self, name: str, other: str) -> float:
+        """The median of the ratios within a round."""
+        return statistics.median(a / b for a, b in zip(self.spent[name], self.spent[other]))
+
     def compare(self, name: str, other: str) -> str:
         """The ratio of the fastest rounds, and the median of the ratios within a round."""
-        median = statistics.median(a / b for a, b in zip(self.spent[name], self.spent[other]))
-        return f"{name} / {other}: {self.fastest(name) / self.fastest(other):.4f}, median {median:.4f}"
+        return (f"{name} / {other}: {self.fastest(name) / self.fastest(other):.4f}, "
+                f"median {self.ratio(name, other):.4f}")
 
 
-def race(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> Race:
-    """Runs each once to warm up, then `rounds` times in changing order."""
+def race(contenders: Mapping[str, Callable[[], Any]], rounds: int,
+         measure: Callable[[Callable[[], Any]], float] = seconds, warm: bool = False) -> Race:
+    """Runs each once to warm up, unless it is `warm`, then `rounds` times in changing order."""
     import torch
 
     names = list(contenders)
     spent: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode():
-        for run in contenders.values():
+        for run in () if warm else contenders.values():
             run()
         for turn in range(rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                spent[name].append(seconds(contenders[name]))
+                spent[name].append(measure(contenders[name]))
     return Race(spent)
 
 
