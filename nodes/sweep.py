@@ -10,8 +10,7 @@ from ..host.sweep import make_sweep
 from .bounds import within_bounds
 from .search import search_words
 
-# any widget: what a list holds decides, and the host takes a type that is one of several
-Value = io.Custom("FLOAT,INT,STRING,COMBO")
+Value = io.AnyType  # what a list holds decides; the host's older lists of choices take no narrower type
 
 
 class Sweep(io.ComfyNode):

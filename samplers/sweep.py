@@ -63,6 +63,9 @@ def read_entry(entry: str, place: int, field: str) -> list[Value]:
     """The values of one entry. Raises ValueError for a range that is none."""
     if ":" not in entry:
         number = read_number(entry)
+        if number is None and entry.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+            raise ValueError(
+                f"{field} expects finite numbers, got '{legible(entry)}' at place {place}; correct that entry.")
         return [entry if number is None else number]
     parts = entry.split(":")
     ends, count = [read_number(part) for part in parts[:2]], parts[-1].strip()

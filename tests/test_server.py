@@ -92,6 +92,9 @@ def test_a_template_paints_its_picture(name: str, server: Any, definitions: dict
     """The stored one but for rounding: a wrong wire or weight gives another (see below)."""
     workflow = load_template(name, definitions)
     set_steps(workflow, STEPS)
+    sheets = workflow.ids("MixologyLabelledGrid")
+    for sheet in sheets:  # saved as well: what stands on it
+        workflow.set_inputs(*workflow.ids("SaveImage"), images=workflow.prompt[sheet]["inputs"]["images"])
     kinds: list[str] = []
     run = server.post(workflow.prompt, lambda event: kinds.append(event.kind), seconds=300)
     assert run.status == "success" and run.images
@@ -101,6 +104,7 @@ def test_a_template_paints_its_picture(name: str, server: Any, definitions: dict
         assert all(picture.size == (SIDE, SIDE) for picture in pictures)
         painted = [high - low > 20 for low, high in map(find_extremes, pictures)]
         assert all(painted) if node in workflow.ids("SaveImage") else any(painted), "a picture is blank"
+    assert all(len(run.images[sheet]) == 1 for sheet in sheets)
     assert "progress" in kinds, "sampling shows no progress"
     assert "preview" in kinds, "sampling shows no preview"
     alike = compare(name, saved_pictures(run, workflow), bool(pytestconfig.getoption("--write-references")))

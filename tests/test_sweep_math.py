@@ -35,7 +35,8 @@ def test_a_name_is_in_the_labels() -> None:
     ("0:1", r"start:end:count, .* got '0:1' at place 1"), ("0.1, 0:1:x", "'0:1:x' at place 2"),
     ("0:1:0", "at place 1"), ("0:inf:3", "at place 1"), ("a:b:3", "at place 1"), ("0:1:2:3", "at place 1"),
     ("0.1, O.2", r"got both: 'O\.2' at place 2"), ("euler, 2", "got both: '2' at place 2"),
-    ("0:1:1001", f"at most {MOST}"), ("0:1:99999999999", f"at most {MOST}"), ("nan, 1", "got both"),
+    ("0:1:1001", f"at most {MOST}"), ("0:1:99999999999", f"at most {MOST}"),
+    ("nan, 1", "finite numbers, got 'nan' at place 1"), ("1, -inf", "finite"),
 ])
 def test_what_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=f"^values expects .*{words}.*; .*\\.$") as caught:
