@@ -90,6 +90,7 @@ def host_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def settled_heap() -> None:
     """The host collects garbage whenever a clone has gone: among new objects only, else that is a second each time."""
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

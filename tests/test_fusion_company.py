@@ -27,7 +27,7 @@ from company import (
     with_two_positives,
 )
 from fusion_rig import NEGATIVE, OTHER, POSITIVE, SEED, Spec, check_step, fuser, one_step, run, spec
-from mixology.host import demo
+from mixology.host import demo, own_copies
 from mixology.host.attention_merge import merge_conditionings
 from mixology.host.cycle import CycleSampler
 from mixology.host.experts import ExpertGuider
@@ -160,6 +160,15 @@ def solver(name: str) -> Callable[..., Any]:
     return lambda world, latent: comfy.samplers.sampler_object(name)
 
 
+def test_clones_with_weights_of_their_own(world: dict[str, Any]) -> None:
+    """Where memory allows; the test below has none."""
+    latent, sigmas = tiny.latent(1, 8, 10), tiny.sigmas_of(world["model"], "normal", 4)
+    apart, together = (fuser(lora_pair(world, world["model"], world[second])) for second in ("copy", "model"))
+    euler = comfy.samplers.sampler_object("euler")
+    close(run(together, latent, sigmas, euler), run(apart, latent, sigmas, euler), 2e-4)
+    assert torch.equal(together.winners, apart.winners)
+
+
 @pytest.mark.parametrize(("pair", "sampler", "window"), [
     (lora_pair, solver("heun"), (0.0, 1.0)), (lora_pair, solver("euler_ancestral_cfg_pp"), (0.3, 0.7)),
     (lora_pair, cycle, (0.3, 0.7)), (lora_pair, layout, (0.0, 1.0)), (hook_pair, solver("euler"), (0.0, 1.0)),
@@ -176,7 +185,9 @@ def test_clones_of_one_checkpoint_never_see_each_other_s_weights(
     plain = tiny.cfg_guider(world["model"], world["first"], world["empty"])
     one_step(plain, latent, 1.0)
     before = {key: value.clone() for key, value in world["model"].model.state_dict().items()}
-    together = fuser(pair(world, world["model"], world["model"]), **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(own_copies, "can_load_again", lambda *arguments: False)
+        together = fuser(pair(world, world["model"], world["model"]), **options)
     close(run(together, latent, sigmas, sampler(world, latent)), expected, 2e-4)
     assert torch.equal(together.winners, apart.winners) and len(together.winners.unique()) == 2
     monkeypatch.setattr(ExpertGuider, "bring_weights", lambda self: None)

@@ -9,7 +9,6 @@ import tiny
 import torch
 from einops import rearrange
 from fusion_rig import OTHER, fuser, run, spec
-from mixology.host import sheet
 from mixology.host.fusion import show_maps
 from mixology.host.fusion_strip import draw_strip, overlay_maps, spread
 from mixology.host.sheet import GAP, INK, LINE, PAPER, draw_mask_sheet, draw_sheet, make_tile
@@ -79,7 +78,7 @@ def test_a_font_of_one_size_is_used_where_pillow_has_no_other(monkeypatch: pytes
             raise ImportError
         return plain()
 
-    monkeypatch.setattr(sheet.ImageFont, "load_default", without_size)
+    monkeypatch.setattr(ImageFont, "load_default", without_size)
     drawn = draw_sheet([torch.zeros(8, 8, 3)], ["step 1/2"], 1)
     assert bool(ink_of(drawn[0, :LINE]).any())
 

@@ -10,7 +10,7 @@ def grid(graph: Graph, world: Real) -> list[str]:
     with graph.group("Model and layout picture"):
         model = world.model(graph)
         picture = world.picture(graph, "Layout picture", "a plain yellow moon on a blue background")
-    with graph.group("The picture becomes a layout"):
+    with graph.group("The picture becomes a layout", below=True):
         latent = world.encode(graph, picture, model)
         layout = graph.add("MixologyLayoutNoise", latent=latent)
     with graph.group("What it becomes", 360):
