@@ -216,7 +216,9 @@ def start(program: str) -> Iterator[Any]:
 
 def new_page(browser: Any) -> Gui:
     """A page whose console errors are kept."""
-    gui = Gui(browser.new_page(viewport={"width": 1600, "height": 1000}))
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(90_000)  # beside other tests a page may be slow
+    gui = Gui(page)
 
     def note(message: Any) -> None:
         if message.type == "error" and not any(words in message.text for words in HARMLESS):
