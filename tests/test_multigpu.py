@@ -11,7 +11,6 @@ import injection_rig
 import pytest
 import test_strangers
 import torch
-from comfy import multigpu
 from comfy.patcher_extension import WrappersMP
 from families import sd1
 from families_checks import CHECKS, Subject
@@ -34,6 +33,8 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def split(model: Any, calls: list[str]) -> Any:
     """The host's node; `calls` gets which network was asked, at each call."""
+    from comfy import multigpu  # older hosts have none, and leave these tests out
+
     model = multigpu.create_multigpu_deepclones(model, 2, reuse_loaded=False)
 
     def note(executor: Any, *arguments: Any, **options: Any) -> Any:
