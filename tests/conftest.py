@@ -89,7 +89,12 @@ def host_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def settled_heap() -> None:
-    """The host collects garbage whenever a clone has gone: among new objects only, else that is a second each time."""
+    """The host collects garbage whenever a clone has gone: among new objects only, else that is a second each time. It
+    forgets the last module's models, of which frozen ones would count as leaks."""
+    from comfy import model_management
+
+    model_management.unload_all_models()
+    model_management.current_loaded_models.clear()
     gc.unfreeze()
     gc.collect()
     gc.freeze()
