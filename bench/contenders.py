@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timing import CAPTIONS, load_model
+from timing import CAPTIONS, load_model, patch_slightly
 from watch import Run
 
 CFG = 7.5
@@ -51,15 +51,6 @@ def couple_attention(model: Any, masks: torch.Tensor, contexts: list[torch.Tenso
     clone = model.clone()
     clone.set_model_attn2_patch(spread)
     clone.set_model_attn2_output_patch(gather)
-    return clone
-
-
-def patch_slightly(model: Any) -> Any:
-    """A clone with a patch on every attention projection, as a LoRA has."""
-    clone = model.clone()
-    names = {name: weight.shape for name, weight in model.model.state_dict().items() if ".attn" in name
-             and name.endswith("weight")}
-    clone.add_patches({name: (torch.full(shape, 1e-4),) for name, shape in names.items()})
     return clone
 
 

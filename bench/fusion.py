@@ -10,18 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timing import CAPTIONS, load_model, load_pack, make_parser, race_guiders
-
-
-def patch_slightly(model: Any) -> Any:
-    """A clone with a patch on every attention projection, as a LoRA has."""
-    import torch
-
-    clone = model.clone()
-    names = {name: weight.shape for name, weight in model.model.state_dict().items() if ".attn" in name
-             and name.endswith("weight")}
-    clone.add_patches({name: (torch.full(shape, 1e-4),) for name, shape in names.items()})
-    return clone
+from timing import CAPTIONS, load_model, load_pack, make_parser, patch_slightly, race_guiders
 
 
 def main() -> None:
