@@ -93,9 +93,12 @@ def settled_heap() -> None:
     forgets the last module's models, of which frozen ones would count as leaks."""
     from comfy import model_management
 
-    model_management.unload_all_models()
-    model_management.current_loaded_models.clear()
     gc.unfreeze()
+    # one by one from the end: the host's own unloading keeps places in a list that shrinks while a model goes
+    while model_management.current_loaded_models:
+        loaded = model_management.current_loaded_models.pop()
+        if loaded.model is not None:
+            loaded.model.detach()
     gc.collect()
     gc.freeze()
 
