@@ -2,15 +2,20 @@
 from __future__ import annotations
 
 import base64
-import math
+import io
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 Point = tuple[float, float]
-WIDTH, HEIGHT, LEFT, RIGHT, TOP = 480, 310, 58, 466, 30  # of a chart, in its own units
+COLOURS = ("#c2410c", "#0f6cbd", "#15803d", "#7e22ce", "#a16207")  # of the curves in their order
+NAMESPACES = re.compile(r' xmlns(:\w+)?="[^"]*"')  # which a drawing inside a page does without
 
 
 @dataclass(frozen=True)
@@ -39,35 +44,6 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A curve as it is drawn: its points, the outline of its band, and where its name stands."""
-
-    curve: Curve
-    spots: Sequence[Point]
-    band: Sequence[Point]
-    key: Point
-
-
-@dataclass(frozen=True)
-class Box:
-    """A chart's places: its frame, its ticks with their words, its lines."""
-
-    base: float
-    x_ticks: Sequence[tuple[float, str]]
-    y_ticks: Sequence[tuple[float, str]]
-    lines: Sequence[Line]
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = RIGHT
-    top: int = TOP
-
-    @property
-    def middle(self) -> float:
-        return (self.top + self.base) / 2
-
-
-@dataclass(frozen=True)
 class Plot:
     """A line chart."""
 
@@ -77,24 +53,22 @@ class Plot:
     curves: Sequence[Curve]
     y_range: tuple[float, float] | None = None
 
-    def lay_out(self) -> Box:
-        """Where everything stands: axes with round ticks, the legend below them in two columns."""
-        base = HEIGHT - 48 - 18 * math.ceil(len(self.curves) / 2)
-        xs, ys = ([point[axis] for curve in self.curves for point in curve.points] for axis in (0, 1))
-        across = ticks(min(xs, default=0.0), max(xs, default=1.0))
-        up = ticks(*(self.y_range or (min(ys, default=0.0), max(ys, default=1.0))))
-
-        def place(x: float, y: float) -> Point:
-            return (LEFT + (x - across[0]) / (across[-1] - across[0]) * (RIGHT - LEFT),
-                    base - (y - up[0]) / (up[-1] - up[0]) * (base - TOP))
-
-        lines = []
-        for index, curve in enumerate(self.curves):
-            sides = [[place(x, y + sign * s) for (x, y), s in zip(curve.points, curve.spread)] for sign in (1, -1)]
-            key = (LEFT + index % 2 * (RIGHT - LEFT) / 2, base + 54 + 18 * (index // 2))
-            lines.append(Line(curve, [place(*point) for point in curve.points], [*sides[0], *reversed(sides[1])], key))
-        return Box(base, [(place(tick, up[0])[0], f"{tick:g}") for tick in across],
-                   [(place(across[0], tick)[1], f"{tick:g}") for tick in up], lines)
+    def draw(self) -> str:
+        """The chart as an SVG element."""
+        figure = Figure(figsize=(5, 3.6), layout="constrained")
+        axes = figure.add_subplot(title=self.title, xlabel=self.x_label, ylabel=self.y_label, ylim=self.y_range)
+        for curve, colour in zip(self.curves, itertools.cycle(COLOURS)):
+            xs, ys = zip(*curve.points) if curve.points else ((), ())
+            axes.plot(xs, ys, "o--" if curve.dashed else "o-", label=curve.name, color=colour, markersize=4)
+            if curve.spread:
+                low, high = ([y + sign * half for y, half in zip(ys, curve.spread)] for sign in (-1, 1))
+                axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        file = io.StringIO()
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": self.title}):
+            figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        return NAMESPACES.sub("", "<svg" + file.getvalue().partition("<svg")[2])
 
 
 @dataclass(frozen=True)
@@ -119,24 +93,12 @@ class Section:
 def write_page(path: Path, title: str, text: str, sections: Sequence[Section]) -> None:
     """Writes the page to `path`, in one move."""
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page.filters.update(data_uri=data_uri, place="{:.1f}".format,
-                        spots=lambda spots: " ".join(f"{x:.1f},{y:.1f}" for x, y in spots))
+    page.filters["data_uri"] = data_uri
     template = page.from_string(Path(__file__).with_name("gallery.html").read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".part")
     fresh.write_text(template.render(title=title, text_above=text, sections=sections), encoding="utf-8")
     fresh.replace(path)
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers that enclose [low, high], four to eight of them."""
-    if not high > low:
-        low, high = low - 0.5, low + 0.5
-    rough = (high - low) / 6
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = min((factor * power for factor in (1, 2, 2.5, 5, 10)), key=lambda step: abs(math.log(step / rough)))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 10) for index in range(first, last + 1)]
 
 
 def data_uri(data: bytes) -> str:
