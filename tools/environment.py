@@ -51,7 +51,7 @@ class Host:
     path: Path
     python: Path
     version: str
-    extras: Path | None = None  # development tools kept outside a Python that is not ours
+    extras: Path | None = None  # our tools' packages kept outside a Python that is not ours
 
     @property
     def ours(self) -> bool:
@@ -151,10 +151,16 @@ def _own(pin: Pin, dev: bool) -> Host:
         packages.install(python, f"what ComfyUI {pin.version} needs", "-r", path / "requirements.txt", *packages.TORCH)
         run([python, "-c", CHECK], "Checking the installed packages")
         _stamp(folder / "base.json", base)
-    if dev and not _stamped(folder / "dev.json", packages.DEV):
-        packages.install(python, "the development tools", *packages.DEV)
-        _stamp(folder / "dev.json", packages.DEV)
+    _install_tools(python, folder, dev)
     return Host(path, python, pin.version)
+
+
+def _install_tools(python: Path, folder: Path, dev: bool, *arguments: str | Path) -> None:
+    """What the page needs, or all that development needs, once; `folder` remembers it."""
+    wanted, stamp = (packages.DEV, folder / "dev.json") if dev else (packages.PAGE, folder / "page.json")
+    if not _stamped(stamp, wanted):
+        packages.install(python, "the development tools" if dev else "what draws curves", *arguments, *wanted)
+        _stamp(stamp, wanted)
 
 
 def _existing(path: Path, dev: bool) -> Host:
@@ -176,12 +182,8 @@ def _existing(path: Path, dev: bool) -> Host:
     if trouble or missing:
         raise Failure(f"{python} cannot run the ComfyUI in {path} ({trouble or 'no ' + ', '.join(missing)}): "
                       "set COMFYUI_PYTHON to the Python that you start it with.")
-    extras = None
-    if dev:
-        extras = WORK / "extras" / ("python-" + "-".join(probe.stdout.split()[:2]))
-        if not _stamped(extras / "dev.json", packages.DEV):
-            packages.install(python, "the development tools", "--target", extras, *packages.DEV)
-            _stamp(extras / "dev.json", packages.DEV)
+    extras = WORK / "extras" / ("python-" + "-".join(probe.stdout.split()[:2]))
+    _install_tools(python, extras, dev, "--target", extras)
     return Host(path, python, version, extras)
 
 

@@ -14,8 +14,9 @@ from commands import WORK, Failure, run, say
 
 UV = "uv==0.13.9"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # the newest set that imports together
-DEV = ("pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6", "basedpyright==1.40.2", "diffusers==0.42.1",
-       "playwright==1.65.2", "matplotlib==3.10.9")
+PAGE = ("matplotlib==3.10.9",)  # what the gallery needs beside the host's own packages
+DEV = (*PAGE, "pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6", "basedpyright==1.40.2", "diffusers==0.42.1",
+       "playwright==1.65.2")
 
 
 def require_pip() -> None:
