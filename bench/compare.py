@@ -44,6 +44,7 @@ GROWTH = {"steps": (2, 4, 8), "batch": (1, 2, 4), "side of the latent": (8, 16, 
           "experts": (2, 3, 4), "tokens / 77": (1, 2, 4, 8)}
 GROWTH_STEPS, GROWTH_ROUNDS = 2, 2  # a slope over several points needs no more
 Reading = Callable[[], float]
+Growth = dict[str, dict[str, list[float]]]
 
 
 @dataclass
@@ -109,7 +110,8 @@ def compare(arguments: argparse.Namespace) -> int:
         arguments.page.write_text(render(tables, "", stage, arguments), encoding="utf-8")
         if not arguments.no_growth:
             growth = measure_growth(replace(stage, steps=GROWTH_STEPS), arguments)
-            arguments.page.write_text(render(tables, growth, stage, arguments), encoding="utf-8")
+            draw_growth(growth, arguments.page.with_suffix(".svg"))
+            arguments.page.write_text(render(tables, list_growth(growth), stage, arguments), encoding="utf-8")
     return 0
 
 
@@ -180,19 +182,43 @@ def compare_technique(name: str, stage: Any, peers: Peers, rounds: int) -> str:
     return "\n".join([f"### {title}\n", HEAD, *lines])
 
 
-def measure_growth(stage: Any, arguments: argparse.Namespace) -> str:
-    """A table of how seconds grow, with the exponent of the power that fits them best."""
-    lines = []
+def measure_growth(stage: Any, arguments: argparse.Namespace) -> Growth:
+    """Milliseconds by what grows and what runs, a figure for each of GROWTH's values."""
+    found: Growth = {}
     for axis, values in GROWTH.items():
-        spent: dict[str, list[float]] = {}
         for value in values:
             for key, milliseconds in measure_at(axis, value, stage, arguments).items():
-                spent.setdefault(key, []).append(milliseconds)
-        head = ", ".join(str(value) for value in values)
-        lines += [f"| {axis}: {head} | {key} | {', '.join(f'{ms:.1f}' for ms in times)} | "
-                  f"{fit_exponent(values, times):.2f} |" for key, times in spent.items()]
-        print("\n".join(lines[-len(spent):]), flush=True)
+                found.setdefault(axis, {}).setdefault(key, []).append(milliseconds)
+        print(f"{axis}: {found[axis]}", flush=True)
+    return found
+
+
+def list_growth(growth: Growth) -> str:
+    """The table of growth, with the exponent of the power that fits best."""
+    lines = [f"| {axis}: {', '.join(map(str, GROWTH[axis]))} | {key} | {', '.join(f'{ms:.1f}' for ms in times)} | "
+             f"{fit_exponent(GROWTH[axis], times):.2f} |"
+             for axis, runs in growth.items() for key, times in runs.items()]
     return "\n".join(["| what grows | what runs | ms | exponent |", "|---|---|---|---|", *lines])
+
+
+def draw_growth(growth: Growth, path: Path) -> None:
+    """The same as curves; where both axes double alike, a power is a straight line and its exponent the slope."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    for axes, (axis, runs) in zip(figure.subplots(2, 3).flat, growth.items()):
+        for key, times in runs.items():
+            axes.plot(GROWTH[axis], times, "o-", label=f"{key}: {fit_exponent(GROWTH[axis], times):.2f}", markersize=4)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set(xlabel=axis, ylabel="ms a run" if axis == "steps" else "ms a step", xticks=GROWTH[axis])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, title="exponent")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "growth"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def measure_at(axis: str, value: int, stage: Any, arguments: argparse.Namespace) -> Mapping[str, float]:
@@ -273,6 +299,8 @@ layout less, and the core injects nothing.
 Milliseconds a step, and of a whole run where the steps grow. The exponent is that of the power that fits best: 1 is in
 proportion, 2 is fourfold for twice as much. A latent of twice the side has four times the pixels. A point is the median
 of {GROWTH_ROUNDS} rounds: on a busy machine single points, and with them exponents, are rough.
+
+![Milliseconds over what grows]({arguments.page.stem}.svg)
 
 {growth}
 """

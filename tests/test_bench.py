@@ -39,6 +39,20 @@ def test_the_comparison_runs_and_writes_its_page(root: Path, tmp_path: Path) -> 
             "### Saliency Fusion, two LoRA stacks on one checkpoint", "### Image Mixer, five tokens"]
 
 
+def test_growth_states_the_exponent_of_a_power(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "bench"))
+    import compare
+
+    growth = {"batch": {"bare": [3.0 * value for value in compare.GROWTH["batch"]],
+                        "squared": [0.5 * value ** 2 for value in compare.GROWTH["batch"]]}}
+    lines = compare.list_growth(growth).splitlines()[2:]
+    assert lines == ["| batch: 1, 2, 4 | bare | 3.0, 6.0, 12.0 | 1.00 |",
+                     "| batch: 1, 2, 4 | squared | 0.5, 2.0, 8.0 | 2.00 |"]
+    compare.draw_growth(growth, tmp_path / "growth.svg")
+    drawn = (tmp_path / "growth.svg").read_text(encoding="utf-8")
+    assert "bare: 1.00" in drawn and "squared: 2.00" in drawn
+
+
 def test_watching_counts_rows_and_what_is_alive_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(root / "bench"))
     import watch
